@@ -1,0 +1,129 @@
+//! Identifiers shared by every format: groups, disks, logs, epochs, log sequence numbers.
+
+use std::fmt;
+use uuid::Uuid;
+
+/// Bytes in a block: the unit of the log, the index and the image.
+pub const BLOCK_SIZE: usize = 4096;
+
+/// [`BLOCK_SIZE`] as a power of two.
+pub const BLOCK_SHIFT: u32 = 12;
+
+const _: () = assert!(1 << BLOCK_SHIFT == BLOCK_SIZE);
+
+macro_rules! uuid_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+        pub struct $name(pub Uuid);
+
+        impl $name {
+            /// The identifier from its 16 bytes, in RFC 4122 order.
+            #[must_use]
+            pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
+            /// The 16 bytes, in RFC 4122 order.
+            #[must_use]
+            pub const fn to_bytes(self) -> [u8; 16] {
+                self.0.into_bytes()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({})", stringify!($name), self.0)
+            }
+        }
+    };
+}
+
+uuid_id! {
+    /// Identity of a group: the disks that must be consistent with each other.
+    GroupId
+}
+uuid_id! {
+    /// Identity of one disk of a group.
+    DiskId
+}
+uuid_id! {
+    /// Identity of one log file. A new log has a new identity even for the same group.
+    LogId
+}
+
+/// Log sequence number: +1 for each record of a group. 0 stands before the first record.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,
+)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// Before the first record of any log.
+    pub const ZERO: Self = Self(0);
+
+    /// The LSN of the record after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lsn({})", self.0)
+    }
+}
+
+/// Number of a reign. 0 stands for "not yet assigned by a replica".
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    Debug,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct Epoch(pub u64);
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Position of a disk in its group's disk table. Stable for the life of a log.
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    Debug,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+pub struct DiskIndex(pub u16);
+
+/// Most disks that one group can have.
+pub const DISKS_MAX: usize = 64;

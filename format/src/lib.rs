@@ -1,0 +1,9 @@
+//! Afterimage's formats: bytes in, values out.
+//!
+//! Nothing here touches a file system, a network or a clock. Each module owns one layout, states
+//! its sizes and offsets as compile-time assertions, and refuses what it does not understand.
+//! `docs/format.md` describes the layouts for independent readers.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod names;

@@ -1,0 +1,9 @@
+//! Afterimage's data path: from an NBD request to a durable, shipped record.
+//!
+//! A write walks through the folders in this order: [`nbd`] receives it, [`engine`] places it in
+//! the ring and the log, [`io`] carries both to the kernel, [`backing`] holds the disk itself, and
+//! [`ship`] cuts and sends the segments.
+#![deny(unsafe_code)]
+
+pub mod engine;
+pub mod io;

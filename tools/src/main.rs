@@ -1,0 +1,2 @@
+//! The afterimage command.
+fn main() {}

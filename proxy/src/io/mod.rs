@@ -7,11 +7,34 @@
 
 pub mod buffer;
 
+use afterimage_format::ids::{DISKS_MAX, DiskIndex};
 use buffer::AlignedBuffer;
 
 /// A file opened within a [`Storage`]: the log, or one disk's backing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FileId(pub u32);
+
+impl FileId {
+    /// The group's log.
+    pub const LOG: Self = Self(0);
+    /// A log that is being written to take the place of [`FileId::LOG`].
+    pub const NEXT_LOG: Self = Self(1);
+
+    /// The backing of a disk.
+    #[must_use]
+    pub const fn backing(disk: DiskIndex) -> Self {
+        Self(2 + disk.0 as u32)
+    }
+
+    /// The claim (marker) that stands beside the backing of a disk: one block.
+    #[must_use]
+    pub const fn claim(disk: DiskIndex) -> Self {
+        Self(2 + DISKS_MAX as u32 + disk.0 as u32)
+    }
+}
+
+/// One more than the highest [`FileId`] of a group.
+pub const FILES_MAX: usize = 2 + 2 * DISKS_MAX;
 
 /// Chosen by the submitter, returned with the completion. Its meaning is the submitter's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -9,6 +9,7 @@ pub mod buffer;
 
 use afterimage_format::ids::{DISKS_MAX, DiskIndex};
 use buffer::AlignedBuffer;
+use std::ops::Range;
 
 /// A file opened within a [`Storage`]: the log, or one disk's backing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -150,6 +151,20 @@ pub trait Storage {
     /// # Errors
     /// The error of the operating system.
     fn file_len(&mut self, file: FileId) -> std::io::Result<u64>;
+
+    /// The runs within `offset..offset + len` that are allocated in the file, in order, clipped to
+    /// it, at most `runs_max` of them. Everything between two of them, and before the first, reads
+    /// as zero. A file that cannot say (a block device) is one run. Blocks briefly.
+    ///
+    /// # Errors
+    /// The error of the operating system.
+    fn allocated(
+        &mut self,
+        file: FileId,
+        offset: u64,
+        len: u64,
+        runs_max: usize,
+    ) -> std::io::Result<Vec<Range<u64>>>;
 
     /// Length in bytes of ring memory, its header block included.
     fn ring_len(&self) -> usize;

@@ -5,5 +5,6 @@
 //! [`ship`] cuts and sends the segments.
 #![deny(unsafe_code)]
 
+pub mod checkpoint;
 pub mod engine;
 pub mod io;

@@ -1,0 +1,164 @@
+//! Times at which a group's checkpoints are due.
+//!
+//! Pure: the time goes in, the next due time comes out. A run that was missed (the process was
+//! down, the machine asleep) is not made up for: the next due time is always after `now`, so runs
+//! never pile up. Groups with the same interval are spread over it by their identity, so that a
+//! host with many groups does not checkpoint all of them in the same instant.
+
+use afterimage_format::ids::GroupId;
+use jiff::{SignedDuration, Timestamp, Zoned};
+use std::time::Duration;
+
+/// Longest time by which a group's runs are shifted against the multiples of its interval.
+const JITTER_MAX: Duration = Duration::from_secs(60);
+
+/// Why a schedule was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ScheduleError {
+    /// An interval of zero.
+    #[error("a checkpoint interval must be longer than nothing")]
+    ZeroInterval,
+    /// Not a cron pattern.
+    #[error("'{pattern}' is not a cron schedule; write five fields like \"0 * * * *\"")]
+    Cron {
+        /// As given.
+        pattern: String,
+        /// What the parser says.
+        #[source]
+        source: croner::errors::CronError,
+    },
+}
+
+/// When checkpoints of one group are due.
+#[derive(Debug, Clone)]
+pub enum Schedule {
+    /// At every multiple of `interval` since 1970, plus `phase`.
+    Every {
+        /// Time between two runs; above zero.
+        interval: Duration,
+        /// Shift against the multiples; below the interval.
+        phase: Duration,
+    },
+    /// As a cron pattern says, in the time zone of the `now` that is passed in.
+    Cron(Box<croner::Cron>),
+}
+
+impl Schedule {
+    /// A schedule of one run per `interval`, shifted by up to a tenth of the interval (at most
+    /// one minute) that depends on the group alone: the same over restarts.
+    ///
+    /// # Errors
+    /// An interval of zero.
+    pub fn every(interval: Duration, group: GroupId) -> Result<Self, ScheduleError> {
+        if interval.is_zero() {
+            return Err(ScheduleError::ZeroInterval);
+        }
+        let spread_ns = (interval / 10).min(JITTER_MAX).as_nanos().max(1);
+        let phase_ns = group.0.as_u128() % spread_ns;
+        Ok(Self::Every {
+            interval,
+            phase: Duration::from_nanos(u64::try_from(phase_ns).unwrap_or(0)),
+        })
+    }
+
+    /// A schedule as cron writes it: five fields, or six with seconds first.
+    ///
+    /// # Errors
+    /// A pattern that cron would not take.
+    pub fn cron(pattern: &str) -> Result<Self, ScheduleError> {
+        match pattern.parse() {
+            Ok(cron) => Ok(Self::Cron(Box::new(cron))),
+            Err(source) => Err(ScheduleError::Cron {
+                pattern: pattern.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// The first due time after `now`, or `None` if the schedule has no more (a cron pattern that
+    /// names a year gone by).
+    #[must_use]
+    pub fn next_after(&self, now: &Zoned) -> Option<Timestamp> {
+        match self {
+            Self::Every { interval, phase } => {
+                let interval_ns = i128::try_from(interval.as_nanos()).ok()?;
+                let phase_ns = i128::try_from(phase.as_nanos()).ok()?;
+                let since = now.timestamp().as_nanosecond() - phase_ns;
+                let due = (since.div_euclid(interval_ns) + 1) * interval_ns + phase_ns;
+                Timestamp::from_nanosecond(due).ok()
+            }
+            Self::Cron(cron) => cron
+                .find_next_occurrence(now, false)
+                .ok()
+                .map(|due| due.timestamp()),
+        }
+    }
+
+    /// How long from `now` to the next due time.
+    #[must_use]
+    pub fn wait_from(&self, now: &Zoned) -> Option<Duration> {
+        let due = self.next_after(now)?;
+        let wait: SignedDuration = due.duration_since(now.timestamp());
+        Some(wait.try_into().unwrap_or(Duration::ZERO))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Zoned {
+        text.parse().expect("a time with a zone")
+    }
+
+    fn group(last: u8) -> GroupId {
+        let mut bytes = [0; 16];
+        bytes[15] = last;
+        GroupId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn an_interval_is_due_once_per_multiple_and_never_in_the_past() {
+        let schedule = Schedule::every(Duration::from_secs(300), group(0)).expect("valid");
+        let now = at("2026-03-01T10:02:00+00:00[UTC]");
+        let due = schedule.next_after(&now).expect("has a next");
+        assert_eq!(due.to_string(), "2026-03-01T10:05:00Z");
+        let exactly = due.to_zoned(jiff::tz::TimeZone::UTC);
+        let after = schedule.next_after(&exactly).expect("has a next");
+        assert_eq!(after.to_string(), "2026-03-01T10:10:00Z");
+        // Asleep for a day: one run is due next, not the 288 that were missed.
+        let woke = at("2026-03-02T10:07:31+00:00[UTC]");
+        let due = schedule.next_after(&woke).expect("has a next");
+        assert_eq!(due.to_string(), "2026-03-02T10:10:00Z");
+    }
+
+    #[test]
+    fn groups_are_spread_and_each_keeps_its_place() {
+        let every = |g| Schedule::every(Duration::from_secs(1), g).expect("valid");
+        let now = at("2026-03-01T10:00:00.5+00:00[UTC]");
+        let first = every(group(1)).next_after(&now);
+        assert_ne!(first, every(group(2)).next_after(&now));
+        assert_eq!(first, every(group(1)).next_after(&now));
+    }
+
+    #[test]
+    fn cron_runs_at_local_time() {
+        let schedule = Schedule::cron("30 2 * * *").expect("valid");
+        let now = at("2026-06-01T01:00:00+02:00[Europe/Berlin]");
+        let due = schedule.next_after(&now).expect("has a next");
+        assert_eq!(due.to_string(), "2026-06-01T00:30:00Z");
+        assert_eq!(schedule.wait_from(&now), Some(Duration::from_secs(90 * 60)));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(matches!(
+            Schedule::every(Duration::ZERO, group(0)),
+            Err(ScheduleError::ZeroInterval)
+        ));
+        assert!(matches!(
+            Schedule::cron("every day at noon"),
+            Err(ScheduleError::Cron { .. })
+        ));
+    }
+}

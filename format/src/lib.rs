@@ -5,6 +5,9 @@
 //! `docs/format.md` describes the layouts for independent readers.
 #![forbid(unsafe_code)]
 
+pub mod chain;
+pub mod checksum;
 pub mod ids;
 pub mod names;
 pub mod op;
+pub mod segment;

@@ -9,5 +9,6 @@ pub mod chain;
 pub mod checksum;
 pub mod ids;
 pub mod names;
+pub mod nbd;
 pub mod op;
 pub mod segment;

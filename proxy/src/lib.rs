@@ -8,3 +8,4 @@
 pub mod checkpoint;
 pub mod engine;
 pub mod io;
+pub mod nbd;

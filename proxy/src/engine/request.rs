@@ -82,6 +82,9 @@ pub struct Extent {
     pub hole: bool,
     /// Reads as zero.
     pub zero: bool,
+    /// May differ from what every replica has (NBD `afterimage:dirty`). Who does not know says
+    /// true; an image says whether it differs from the point it is compared with, else false.
+    pub dirty: bool,
 }
 
 /// The body of a successful reply.

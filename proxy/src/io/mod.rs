@@ -6,6 +6,16 @@
 //! completion; ring memory under an operation is not overwritten until its completion.
 
 pub mod buffer;
+pub mod file;
+pub mod locks;
+pub mod mapping;
+pub mod operation;
+pub mod socket;
+pub mod storage;
+pub mod uring;
+
+#[cfg(test)]
+mod tests;
 
 use afterimage_format::ids::{DISKS_MAX, DiskIndex};
 use buffer::AlignedBuffer;

@@ -7,6 +7,7 @@
 
 pub mod chain;
 pub mod checksum;
+pub mod frame;
 pub mod ids;
 pub mod names;
 pub mod nbd;

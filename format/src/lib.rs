@@ -8,8 +8,11 @@
 pub mod chain;
 pub mod checksum;
 pub mod frame;
+pub mod cursor;
 pub mod ids;
+pub mod manifest;
 pub mod names;
 pub mod nbd;
 pub mod op;
 pub mod segment;
+pub mod wire;

@@ -1,0 +1,109 @@
+//! The envelope around a repository object: magic, version, length, checksum.
+
+use crate::checksum::crc32c;
+use crate::cursor::CursorError;
+
+/// Bytes before the body.
+const HEAD_BYTES: usize = 16;
+/// Bytes behind the body.
+const CRC_BYTES: usize = 4;
+
+/// Why a repository object was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ObjectError {
+    /// Another kind of object, or none of ours.
+    #[error("not a {0} (wrong magic)")]
+    Magic(&'static str),
+    /// A format version this program does not know.
+    #[error("{kind} has format version {found}, this program reads version {known}")]
+    Version {
+        /// Kind of object.
+        kind: &'static str,
+        /// Its version.
+        found: u16,
+        /// The version known here.
+        known: u16,
+    },
+    /// The stated length is not the object's, or is above the limit.
+    #[error("{kind} of {len} bytes: cut, or larger than allowed")]
+    Length {
+        /// Kind of object.
+        kind: &'static str,
+        /// Bytes there are.
+        len: usize,
+    },
+    /// The checksum does not match.
+    #[error("{0}: checksum mismatch, the object is damaged")]
+    Checksum(&'static str),
+    /// A field of the body.
+    #[error("{kind}: {source}")]
+    Body {
+        /// Kind of object.
+        kind: &'static str,
+        /// What is wrong.
+        source: CursorError,
+    },
+}
+
+/// A kind of object.
+pub(super) struct Kind {
+    pub(super) name: &'static str,
+    pub(super) magic: [u8; 8],
+    pub(super) version: u16,
+    pub(super) bytes_max: usize,
+}
+
+impl Kind {
+    pub(super) fn seal(&self, body: &[u8]) -> Vec<u8> {
+        let total = HEAD_BYTES + body.len() + CRC_BYTES;
+        let mut out = Vec::with_capacity(total);
+        out.extend_from_slice(&self.magic);
+        out.extend_from_slice(&self.version.to_le_bytes());
+        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&(total as u32).to_le_bytes());
+        out.extend_from_slice(body);
+        out.extend_from_slice(&crc32c(&out).to_le_bytes());
+        out
+    }
+
+    /// The body of an object of this kind.
+    pub(super) fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], ObjectError> {
+        if !bytes.starts_with(&self.magic) {
+            return Err(ObjectError::Magic(self.name));
+        }
+        let length = || ObjectError::Length {
+            kind: self.name,
+            len: bytes.len(),
+        };
+        if bytes.len() < HEAD_BYTES + CRC_BYTES || bytes.len() > self.bytes_max {
+            return Err(length());
+        }
+        let found = u16::from_le_bytes([bytes[8], bytes[9]]);
+        if found != self.version {
+            return Err(ObjectError::Version {
+                kind: self.name,
+                found,
+                known: self.version,
+            });
+        }
+        let stated = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
+        if stated as usize != bytes.len() {
+            return Err(length());
+        }
+        let (content, crc) = bytes.split_at(bytes.len() - CRC_BYTES);
+        if crc != crc32c(content).to_le_bytes() {
+            return Err(ObjectError::Checksum(self.name));
+        }
+        if content[10..12] != [0; 2] {
+            return Err(self.body_error(CursorError::Invalid("reserved bytes")));
+        }
+        Ok(&content[HEAD_BYTES..])
+    }
+
+    pub(super) fn body_error(&self, source: CursorError) -> ObjectError {
+        ObjectError::Body {
+            kind: self.name,
+            source,
+        }
+    }
+}

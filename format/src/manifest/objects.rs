@@ -1,0 +1,137 @@
+//! Name bindings and epoch terminators.
+
+use super::PEER_NAME_BYTES_MAX;
+use super::envelope::{Kind, ObjectError};
+use crate::cursor::{CursorError, Put, Reader};
+use crate::ids::{Epoch, GroupId, LogId};
+use crate::names::{self, NAME_BYTES_MAX};
+
+/// Most bytes of a name binding.
+pub const NAME_BINDING_BYTES_MAX: usize = 1024;
+/// Most bytes of a terminator.
+pub const TERMINATOR_BYTES_MAX: usize = 1024;
+
+const BINDING: Kind = Kind {
+    name: "name binding",
+    magic: *b"AFTRNAME",
+    version: 1,
+    bytes_max: NAME_BINDING_BYTES_MAX,
+};
+
+const TERMINATOR: Kind = Kind {
+    name: "epoch terminator",
+    magic: *b"AFTRTERM",
+    version: 1,
+    bytes_max: TERMINATOR_BYTES_MAX,
+};
+
+/// Which group a name means at a replica, and whose certificate may write it. Created once, with
+/// the group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NameBinding {
+    /// The group.
+    pub group: GroupId,
+    /// The name.
+    pub name: String,
+    /// SAN of the certificate; empty for a repository that is written directly.
+    pub peer: String,
+    /// Clock of the replica at creation, nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
+impl NameBinding {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put(&self.group.to_bytes());
+        body.put_u64(self.created_ns);
+        body.put_string(&self.name, NAME_BYTES_MAX);
+        body.put_string(&self.peer, PEER_NAME_BYTES_MAX);
+        BINDING.seal(&body)
+    }
+
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// Anything that `encode` would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let read = |body| {
+            let mut reader = Reader::new(body);
+            let out = Self {
+                group: GroupId::from_bytes(reader.array("group UUID")?),
+                created_ns: reader.u64("time")?,
+                name: reader.string(NAME_BYTES_MAX, "group name")?,
+                peer: reader.string(PEER_NAME_BYTES_MAX, "peer name")?,
+            };
+            names::validate(&out.name).map_err(|_| CursorError::Invalid("group name"))?;
+            reader.finish()?;
+            Ok(out)
+        };
+        read(BINDING.open(bytes)?).map_err(|source| BINDING.body_error(source))
+    }
+}
+
+/// Ends an epoch: stands under the key where its next segment would have been, so that nobody can
+/// add to it any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Terminator {
+    /// The group.
+    pub group: GroupId,
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// The sequence number that it takes.
+    pub seq: u64,
+    /// The epoch that comes next; greater.
+    pub next_epoch: Epoch,
+    /// The log of the next epoch.
+    pub next_log: LogId,
+    /// Clock of the replica, nanoseconds since 1970.
+    pub ended_ns: u64,
+}
+
+impl Terminator {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put(&self.group.to_bytes());
+        body.put_u64(self.epoch.0);
+        body.put_u64(self.seq);
+        body.put_u64(self.next_epoch.0);
+        body.put(&self.next_log.to_bytes());
+        body.put_u64(self.ended_ns);
+        TERMINATOR.seal(&body)
+    }
+
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// Anything that `encode` would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let read = |body| {
+            let mut reader = Reader::new(body);
+            let out = Self {
+                group: GroupId::from_bytes(reader.array("group UUID")?),
+                epoch: Epoch(reader.u64("epoch")?),
+                seq: reader.u64("sequence number")?,
+                next_epoch: Epoch(reader.u64("next epoch")?),
+                next_log: LogId::from_bytes(reader.array("next log UUID")?),
+                ended_ns: reader.u64("time")?,
+            };
+            reader.finish()?;
+            if out.next_epoch <= out.epoch {
+                return Err(CursorError::Invalid("next epoch"));
+            }
+            Ok(out)
+        };
+        read(TERMINATOR.open(bytes)?).map_err(|source| TERMINATOR.body_error(source))
+    }
+}
+
+/// Whether an object under a segment key is a terminator rather than a segment; its first eight
+/// bytes are enough.
+#[must_use]
+pub fn is_terminator(first_bytes: &[u8]) -> bool {
+    first_bytes.starts_with(&TERMINATOR.magic)
+}

@@ -2,4 +2,75 @@
 //! wiring of proxy and replica into one daemon.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod cli;
+pub mod commands;
 pub mod config;
+
+use anyhow::Context as _;
+use api::client::Client;
+use cli::output::Output;
+use cli::{Cli, Command, ConfigCommand};
+use config::{Config, ConfigError};
+use std::process::ExitCode;
+
+/// Exit code of a failure.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit code of wrong usage, a wrong configuration included.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Runs one command line and says how the process ends.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let output = Output::new(&cli.global);
+    match dispatch(cli, output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("afterimage: {error:#}");
+            let usage = error.chain().any(|cause| cause.is::<ConfigError>());
+            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED })
+        }
+    }
+}
+
+fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
+    let load = || Config::load(cli.global.config.as_deref());
+    let client = || load().map(|config| Client::new(&config.api_socket));
+    match cli.command {
+        Command::Config(ConfigCommand::Check) => commands::config_check::run(&load()?, output),
+        Command::Status { group } => {
+            let group = group.as_ref().map(|group| group.as_str());
+            wait_for(commands::status::run(&client()?, group, output))
+        }
+        Command::Checkpoint { group, label } => {
+            let label = label.as_ref().map(|label| label.as_str());
+            wait_for(commands::simple::checkpoint(
+                &client()?,
+                group.as_str(),
+                label,
+                output,
+            ))
+        }
+        Command::Detach { group } => {
+            wait_for(commands::simple::detach(&client()?, group.as_str(), output))
+        }
+        Command::AttachHelp { disk } => commands::attach_help::run(&load()?, &disk, output),
+        Command::Cert(command) => commands::cert::run(&command, output),
+        Command::Completions { shell } => commands::manual::completions(shell),
+        Command::Man { folder } => commands::manual::pages(&folder),
+        Command::Serve => {
+            load()?;
+            anyhow::bail!("not built yet")
+        }
+        _ => anyhow::bail!("not built yet"),
+    }
+}
+
+/// Runs one future to its end on a small runtime.
+fn wait_for(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(work)
+}

@@ -1,0 +1,211 @@
+//! A client of the API's unix socket, for the commands.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+
+use super::types::{
+    CheckpointDone, CheckpointRequest, Detached, ExportInfo, ExportRequest, Failure, PointList,
+    StatusReport,
+};
+
+/// No answer is longer.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// A detach drains the log first; nothing else takes long.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(900);
+
+/// Why a question got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody there.
+    #[error(
+        "no daemon answers at {}: {source}; is 'afterimage serve' running, and is this the right --config?",
+        socket.display()
+    )]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The daemon refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The exchange broke.
+    #[error("the daemon's answer broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// The answer is not what this version understands.
+    #[error("the daemon's answer cannot be read (is it of another version?): {0}")]
+    Answer(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Nothing came.
+    #[error("the daemon did not answer within {} s", ANSWER_TIME_MAX.as_secs())]
+    Slow,
+}
+
+/// Asks the daemon behind one socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the daemon at `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// How all groups are, or one.
+    ///
+    /// # Errors
+    /// As the variants of [`ClientError`] say; so for all methods.
+    pub async fn status(&self, group: Option<&str>) -> Result<StatusReport, ClientError> {
+        match group {
+            Some(group) => self.get(&format!("/v1/groups/{group}")).await,
+            None => self.get("/v1/status").await,
+        }
+    }
+
+    /// Takes a checkpoint.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn checkpoint(
+        &self,
+        group: &str,
+        label: Option<&str>,
+    ) -> Result<CheckpointDone, ClientError> {
+        let body = CheckpointRequest {
+            label: label.map(str::to_owned),
+        };
+        self.post(&format!("/v1/groups/{group}/checkpoints"), &body)
+            .await
+    }
+
+    /// Recovery points at the daemon's own repository.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn points(&self, group: &str) -> Result<PointList, ClientError> {
+        self.get(&format!("/v1/groups/{group}/points")).await
+    }
+
+    /// Exports an image.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn export(&self, group: &str, point: &str) -> Result<ExportInfo, ClientError> {
+        let body = ExportRequest {
+            group: group.to_owned(),
+            point: point.to_owned(),
+        };
+        self.post("/v1/exports", &body).await
+    }
+
+    /// What is exported.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn exports(&self) -> Result<Vec<ExportInfo>, ClientError> {
+        self.get("/v1/exports").await
+    }
+
+    /// Stops an export.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn close_export(&self, name: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/exports/{name}");
+        self.exchange(Method::DELETE, &path, Bytes::new())
+            .await
+            .map(drop)
+    }
+
+    /// Detaches a group.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn detach(&self, group: &str) -> Result<Detached, ClientError> {
+        self.post(&format!("/v1/groups/{group}/detach"), &()).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        parse(&self.exchange(Method::GET, path, Bytes::new()).await?)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|e| ClientError::Answer(e.into()))?;
+        parse(&self.exchange(Method::POST, path, body.into()).await?)
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        tokio::time::timeout(ANSWER_TIME_MAX, self.exchange_slowly(method, path, body))
+            .await
+            .unwrap_or(Err(ClientError::Slow))
+    }
+
+    async fn exchange_slowly(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let stream =
+            UnixStream::connect(&self.socket)
+                .await
+                .map_err(|source| ClientError::Connect {
+                    socket: self.socket.clone(),
+                    source,
+                })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "afterimage")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|e| ClientError::Answer(e.into()))?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(ClientError::Answer)?
+            .to_bytes();
+        connection.abort();
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(ClientError::Refused(refusal(status, &bytes)))
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> String {
+    match serde_json::from_slice::<Failure>(body) {
+        Ok(failure) => failure.error,
+        Err(_) => format!("{status}: {}", String::from_utf8_lossy(body).trim()),
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ClientError> {
+    serde_json::from_slice(bytes).map_err(|e| ClientError::Answer(e.into()))
+}

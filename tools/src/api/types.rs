@@ -1,0 +1,254 @@
+//! What the API answers and `--json` prints. Fields are added, never renamed.
+//!
+//! Times are nanoseconds since 1970 by the primary's clock (`…_wall_ns`); sizes are bytes.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the daemon.
+    pub version: String,
+    /// When this was taken.
+    pub now_wall_ns: u64,
+    /// Groups that this site protects.
+    pub groups: Vec<GroupStatus>,
+    /// Groups that this site receives.
+    pub received: Vec<ReceivedStatus>,
+    /// Images that are exported.
+    pub exports: Vec<ExportInfo>,
+}
+
+/// One protected group.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Name.
+    pub name: String,
+    /// UUID.
+    pub uuid: String,
+    /// `running`, `degraded`, `failed`, `detached`.
+    pub state: String,
+    /// Why it is not `running`.
+    pub reason: Option<String>,
+    /// Epoch of the log; 0 until a replica assigned one.
+    pub epoch: u64,
+    /// Last LSN given.
+    pub appended_lsn: u64,
+    /// Last LSN durable in the log.
+    pub durable_lsn: u64,
+    /// Last LSN that the backing has.
+    pub destaged_lsn: u64,
+    /// Size of the log's frame area.
+    pub log_bytes: u64,
+    /// Occupied part of it.
+    pub log_used_bytes: u64,
+    /// Part of it that some target has not acknowledged.
+    pub log_unshipped_bytes: u64,
+    /// Part of it that the backing does not have.
+    pub log_undestaged_bytes: u64,
+    /// Size of the ring.
+    pub ring_bytes: u64,
+    /// Occupied part of it.
+    pub ring_used_bytes: u64,
+    /// Bytes written by clients since the start.
+    pub written_bytes: u64,
+    /// Bytes per second written lately.
+    pub write_rate: u64,
+    /// Seconds until unshipped history must leave the log at that rate; none while nothing is
+    /// written or everything is shipped.
+    pub gap_in_seconds: Option<u64>,
+    /// Open client connections.
+    pub connections: u32,
+    /// Disks.
+    pub disks: Vec<DiskStatus>,
+    /// Targets.
+    pub targets: Vec<TargetStatus>,
+    /// Last checkpoint since the start.
+    pub last_checkpoint: Option<CheckpointDone>,
+}
+
+/// One disk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Name within the group.
+    pub name: String,
+    /// The backing.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// One target of a group.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// URL.
+    pub url: String,
+    /// `connecting`, `shipping`, `copying` (a pass runs), `away`, `refused`.
+    pub state: String,
+    /// Last error.
+    pub error: Option<String>,
+    /// Last LSN that the target made durable.
+    pub acked_lsn: u64,
+    /// Bytes of records that it lacks.
+    pub backlog_bytes: u64,
+    /// Newest moment that can be restored there; now, when it lacks nothing.
+    pub recoverable_wall_ns: Option<u64>,
+    /// Bytes sent since the start, compressed.
+    pub shipped_bytes: u64,
+    /// Bytes of their payload.
+    pub payload_bytes: u64,
+    /// Segments acknowledged since the start.
+    pub segments: u64,
+    /// Whether unshipped records left the log: a pass is due.
+    pub gap: bool,
+    /// Pass that runs.
+    pub pass: Option<PassStatus>,
+}
+
+/// Progress of a pass.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct PassStatus {
+    /// Bytes sent so far.
+    pub done_bytes: u64,
+    /// Bytes in all, as far as known.
+    pub total_bytes: u64,
+}
+
+/// One group at the replica.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReceivedStatus {
+    /// Name.
+    pub name: String,
+    /// UUID.
+    pub uuid: String,
+    /// Epoch.
+    pub epoch: u64,
+    /// Last LSN committed.
+    pub last_lsn: u64,
+    /// Its time.
+    pub last_wall_ns: Option<u64>,
+    /// Whether a primary is connected.
+    pub connected: bool,
+}
+
+/// `POST /v1/groups/GROUP/checkpoints`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CheckpointDone {
+    /// Group.
+    pub group: String,
+    /// LSN of the checkpoint.
+    pub lsn: u64,
+    /// Time of the checkpoint.
+    pub wall_ns: u64,
+    /// Label.
+    pub label: Option<String>,
+    /// `crash` or `application`.
+    pub kind: String,
+}
+
+/// Body of `POST /v1/groups/GROUP/checkpoints`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointRequest {
+    /// Label.
+    pub label: Option<String>,
+}
+
+/// `GET /v1/groups/GROUP/points`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PointList {
+    /// Group.
+    pub group: String,
+    /// UUID.
+    pub uuid: String,
+    /// Spans within which every LSN can be restored, oldest first; between two of them is a gap.
+    pub spans: Vec<SpanInfo>,
+    /// Named points, oldest first.
+    pub points: Vec<PointInfo>,
+}
+
+/// A run of LSNs that can all be restored.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct SpanInfo {
+    /// Epoch.
+    pub epoch: u64,
+    /// First LSN.
+    pub first_lsn: u64,
+    /// Last LSN.
+    pub last_lsn: u64,
+    /// Time of the first.
+    pub first_wall_ns: u64,
+    /// Time of the last.
+    pub last_wall_ns: u64,
+}
+
+/// One named point.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PointInfo {
+    /// LSN.
+    pub lsn: u64,
+    /// Epoch.
+    pub epoch: u64,
+    /// Time.
+    pub wall_ns: u64,
+    /// `crash`, `application` or `latest`.
+    pub kind: String,
+    /// Label.
+    pub label: Option<String>,
+    /// Bytes changed since the point before.
+    pub changed_bytes: u64,
+}
+
+/// Body of `POST /v1/exports`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRequest {
+    /// Group.
+    pub group: String,
+    /// Moment, as on the command line.
+    pub point: String,
+}
+
+/// An exported image.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ExportInfo {
+    /// Its name: the NBD exports are `NAME/DISK`.
+    pub name: String,
+    /// Group.
+    pub group: String,
+    /// LSN shown.
+    pub lsn: u64,
+    /// Time of that LSN.
+    pub wall_ns: u64,
+    /// Microseconds that opening took.
+    pub opened_in_us: u64,
+    /// Disks.
+    pub disks: Vec<ExportedDisk>,
+}
+
+/// One disk of an exported image.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ExportedDisk {
+    /// Name.
+    pub name: String,
+    /// Size.
+    pub bytes: u64,
+    /// NBD URI.
+    pub uri: String,
+}
+
+/// `POST /v1/groups/GROUP/detach`
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Detached {
+    /// Group.
+    pub group: String,
+    /// Plain disks.
+    pub disks: Vec<String>,
+}
+
+/// Body of every failure.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Failure {
+    /// What went wrong and what to do.
+    pub error: String,
+}

@@ -1,0 +1,293 @@
+//! The command line: every command, its arguments and its help.
+//!
+//! Arguments that reach paths or the network are parsed into checked types here, so that a command
+//! never sees a bad name. Wrong usage ends with exit code 2, a failure with 1.
+
+pub mod output;
+pub mod values;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use values::{DiskRef, GroupName, GroupPoint, Label};
+
+use crate::config::units::{ListenAddress, Target};
+
+/// Replicates virtual machine disks continuously and gives back every moment of them.
+///
+/// A hypervisor attaches a disk over NBD; each write goes to a log first, then to the disk and,
+/// compressed, to the replica, which can show the disk as it was after any single write.
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, propagate_version = true)]
+#[command(
+    after_help = "Exit code: 0 done, 1 failed, 2 wrong usage or configuration.\n\
+                        New here? Run 'afterimage quickstart'."
+)]
+pub struct Cli {
+    /// What everything understands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Configuration file [default: /etc/afterimage/afterimage.toml].
+    #[arg(long, global = true, value_name = "FILE", env = "AFTERIMAGE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Print one JSON document instead of text; its fields are stable.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show no progress.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the whole thing at work on this machine in half a minute: no root, no configuration
+    Quickstart(Quickstart),
+    /// Run the daemon: NBD server, logs, shipping, replica
+    Serve,
+    /// Work with the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Show how the groups are
+    Status {
+        /// Only this group.
+        group: Option<GroupName>,
+    },
+    /// Name the present moment, so that it can be found again
+    Checkpoint {
+        /// Which group.
+        group: GroupName,
+        /// Name of the checkpoint; without one it is found by time or LSN.
+        #[arg(long)]
+        label: Option<Label>,
+    },
+    /// List the recovery points of a group, gaps included
+    Points {
+        /// Which group.
+        group: GroupName,
+        /// Where the history is kept.
+        #[command(flatten)]
+        repository: RepositoryArgs,
+    },
+    /// Serve the disks of a moment over NBD, read-only, at once
+    Export(Export),
+    /// Write the disks of a moment to files
+    Restore(Restore),
+    /// Read back and check everything that the replica has of a group
+    Verify {
+        /// Which group; all groups when left away.
+        group: Option<GroupName>,
+        /// Where the history is kept.
+        #[command(flatten)]
+        repository: RepositoryArgs,
+    },
+    /// Make a group's backing disks plain, complete and current, and let go of them
+    Detach {
+        /// Which group.
+        group: GroupName,
+    },
+    /// Bring a group's backing disks up to date from its log, without the daemon
+    Recover {
+        /// Which group.
+        group: GroupName,
+        /// Leave plain disks that any program can use.
+        #[arg(long, required = true)]
+        to_plain: bool,
+        /// Go on although answered writes may be lost with the ring.
+        #[arg(long)]
+        accept_lost_ring: bool,
+    },
+    /// Print how to attach a disk to QEMU, libvirt, Proxmox, nbd-client and libnbd
+    AttachHelp {
+        /// Which disk, as GROUP/DISK.
+        disk: DiskRef,
+    },
+    /// Look into a log
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Look into a segment
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Make certificates for trying things out: an authority, servers, clients
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Write the manual pages
+    Man {
+        /// Folder for the pages; it must exist.
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+}
+
+/// `quickstart`
+#[derive(Debug, Clone, Args)]
+pub struct Quickstart {
+    /// A raw disk image to protect (a copy of it is used) instead of a small new file system.
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// Leave the folder and the daemon in place, to look around.
+    #[arg(long)]
+    pub keep: bool,
+    /// Work in this folder, which must not exist yet.
+    #[arg(long, value_name = "FOLDER")]
+    pub folder: Option<PathBuf>,
+}
+
+/// `config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read the configuration, say what is wrong with it and what it means
+    Check,
+}
+
+/// Where a command reads history from.
+#[derive(Debug, Clone, Args)]
+pub struct RepositoryArgs {
+    /// Read this repository (file:///… or s3://…) instead of the configured one.
+    #[arg(long, value_name = "URL")]
+    pub repository: Option<Target>,
+}
+
+/// `export`
+#[derive(Debug, Clone, Args)]
+pub struct Export {
+    /// Which group, and optionally @ and the moment: latest, lsn:123, a time (2026-01-31T14:03:07Z,
+    /// 14:03:07 or -90s) or a checkpoint's label.
+    #[arg(value_name = "GROUP[@POINT]", required_unless_present_any = ["list", "close"])]
+    pub group: Option<GroupPoint>,
+    /// Serve it from this process, until it is interrupted, instead of from the daemon.
+    #[arg(long)]
+    pub foreground: bool,
+    /// With --foreground: where to listen (unix:/… or tcp://…).
+    #[arg(long, value_name = "ADDRESS", requires = "foreground")]
+    pub listen: Option<ListenAddress>,
+    /// List what the daemon exports.
+    #[arg(long, conflicts_with_all = ["group", "foreground"])]
+    pub list: bool,
+    /// Stop exporting this image.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["group", "foreground", "list"])]
+    pub close: Option<String>,
+    /// Where the history is kept.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+}
+
+/// `restore`
+#[derive(Debug, Clone, Args)]
+pub struct Restore {
+    /// Which group, and optionally @ and the moment: latest, lsn:123, a time (2026-01-31T14:03:07Z,
+    /// 14:03:07 or -90s) or a checkpoint's label.
+    #[arg(value_name = "GROUP[@POINT]")]
+    pub group: GroupPoint,
+    /// Folder for the disks, one file each (DISK.raw); made if it is not there.
+    pub target: PathBuf,
+    /// Format of the files.
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub format: ImageFormat,
+    /// Replace files that are already there.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Where the history is kept.
+    #[command(flatten)]
+    pub repository: RepositoryArgs,
+}
+
+/// Format of restored disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// Sparse raw file.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
+/// `log …`
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Show the superblock and the frames of a log, for people
+    Inspect {
+        /// Path of a log, or name of a configured group.
+        log: String,
+        /// Show every record.
+        #[arg(long)]
+        records: bool,
+        /// Show at most so many frames, from the oldest.
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+    },
+}
+
+/// `segment …`
+#[derive(Debug, Subcommand)]
+pub enum SegmentCommand {
+    /// Show the header and the index of a segment, for people
+    Inspect {
+        /// Path of a segment.
+        file: PathBuf,
+        /// Show every record.
+        #[arg(long)]
+        records: bool,
+        /// Also check every chunk.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+/// `cert …`
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Make an authority: ca.pem and ca.key
+    Ca {
+        /// Folder for the files; made if it is not there.
+        #[arg(long, default_value = ".", value_name = "FOLDER")]
+        out: PathBuf,
+    },
+    /// Make a server's certificate: server.pem and server.key
+    Server {
+        /// Names and addresses under which clients reach the server.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+        /// Files of the certificate.
+        #[command(flatten)]
+        files: CertFiles,
+    },
+    /// Make a primary's certificate: client.pem and client.key
+    Client {
+        /// Groups that the holder may write; each becomes a SAN.
+        #[arg(required = true, value_name = "GROUP")]
+        groups: Vec<GroupName>,
+        /// Files of the certificate.
+        #[command(flatten)]
+        files: CertFiles,
+    },
+}
+
+/// Where certificates are read and written.
+#[derive(Debug, Clone, Args)]
+pub struct CertFiles {
+    /// Folder that holds ca.pem and ca.key.
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub ca: PathBuf,
+    /// Folder for the files; made if it is not there.
+    #[arg(long, default_value = ".", value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Name of the files without their ending [default: server or client].
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<Label>,
+    /// Days that the certificate is valid; a negative number makes one that has expired.
+    #[arg(long, default_value_t = 825, allow_negative_numbers = true)]
+    pub days: i64,
+}

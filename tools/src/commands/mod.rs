@@ -1,0 +1,9 @@
+//! One file per command. A command prints through [`crate::cli::output`] and returns an error that
+//! says what to do; nothing here prints on its own.
+
+pub mod attach_help;
+pub mod cert;
+pub mod config_check;
+pub mod manual;
+pub mod simple;
+pub mod status;

@@ -1,0 +1,185 @@
+//! `afterimage status`: how the groups are, at a glance.
+
+use jiff::Timestamp;
+use std::time::Duration;
+
+use crate::api::client::Client;
+use crate::api::types::{GroupStatus, StatusReport, TargetStatus};
+use crate::cli::output::{Output, age, bytes, duration, table, table_text};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the daemon does not answer or does not know the group.
+pub async fn run(client: &Client, group: Option<&str>, output: Output) -> anyhow::Result<()> {
+    let report = client.status(group).await?;
+    let now = Timestamp::now();
+    output.result(&report, |report| text(report, now))?;
+    Ok(())
+}
+
+/// The report for people.
+fn text(report: &StatusReport, now: Timestamp) -> String {
+    let mut text = String::new();
+    if report.groups.is_empty() && report.received.is_empty() {
+        text += "no groups: add a [[group]] to the configuration\n";
+    }
+    if !report.groups.is_empty() {
+        let mut rows = table(&[
+            "GROUP",
+            "STATE",
+            "RPO",
+            "LOG",
+            "GAP IN",
+            "CLIENTS",
+            "CHECKPOINT",
+        ]);
+        for group in &report.groups {
+            rows.add_row([
+                group.name.clone(),
+                group.state.clone(),
+                rpo(group, now),
+                format!("{}%", percent(group.log_used_bytes, group.log_bytes)),
+                match group.gap_in_seconds {
+                    Some(seconds) => duration(Duration::from_secs(seconds)),
+                    None => "-".to_owned(),
+                },
+                group.connections.to_string(),
+                match &group.last_checkpoint {
+                    Some(point) => format!("{} ago", age(point.wall_ns, now)),
+                    None => "-".to_owned(),
+                },
+            ]);
+        }
+        text += &table_text(&rows);
+        for group in &report.groups {
+            text += &details(group, now);
+        }
+    }
+    if !report.received.is_empty() {
+        let mut rows = table(&["RECEIVED", "EPOCH", "LAST LSN", "AGE", "PRIMARY"]);
+        for group in &report.received {
+            rows.add_row([
+                group.name.clone(),
+                group.epoch.to_string(),
+                group.last_lsn.to_string(),
+                group.last_wall_ns.map_or("-".to_owned(), |t| age(t, now)),
+                if group.connected { "connected" } else { "away" }.to_owned(),
+            ]);
+        }
+        text += &format!("\n{}", table_text(&rows));
+    }
+    if !report.exports.is_empty() {
+        text += "\n";
+        for export in &report.exports {
+            for disk in &export.disks {
+                text += &format!("image {}: {}\n", export.name, disk.uri);
+            }
+        }
+    }
+    text
+}
+
+fn details(group: &GroupStatus, now: Timestamp) -> String {
+    let mut text = String::new();
+    if let Some(reason) = &group.reason {
+        text += &format!("\n{}: {reason}\n", group.name);
+    }
+    for target in &group.targets {
+        let mut line = format!("\n{} → {}: {}", group.name, target.url, target.state);
+        if let Some(pass) = target.pass {
+            let done = percent(pass.done_bytes, pass.total_bytes);
+            line += &format!(", copied {done}% of {}", bytes(pass.total_bytes));
+        }
+        if target.backlog_bytes > 0 {
+            line += &format!(", {} behind", bytes(target.backlog_bytes));
+        }
+        if let Some(time) = target.recoverable_wall_ns {
+            line += &format!(", restorable up to {} ago", age(time, now));
+        }
+        if target.gap {
+            line +=
+                "; history has a gap: unshipped writes had to leave the log, a new pass closes it";
+        }
+        if let Some(error) = &target.error {
+            line += &format!("\n    {error}");
+        }
+        text += &line;
+    }
+    if !text.is_empty() {
+        text += "\n";
+    }
+    text
+}
+
+/// The worst recovery point objective over the targets.
+fn rpo(group: &GroupStatus, now: Timestamp) -> String {
+    let oldest = group
+        .targets
+        .iter()
+        .map(|target: &TargetStatus| target.recoverable_wall_ns)
+        .min();
+    match oldest {
+        None => "no target".to_owned(),
+        Some(None) => "not yet".to_owned(),
+        Some(Some(time)) => age(time, now),
+    }
+}
+
+fn percent(part: u64, whole: u64) -> u64 {
+    match whole {
+        0 => 0,
+        whole => (u128::from(part) * 100 / u128::from(whole)) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_is_visible_at_a_glance() {
+        let now = Timestamp::from_second(1000).expect("a time");
+        let target = TargetStatus {
+            url: "afterimage://dr:9471".into(),
+            state: "away".into(),
+            error: Some("connection refused".into()),
+            recoverable_wall_ns: Some(940_000_000_000),
+            backlog_bytes: 5 << 20,
+            gap: true,
+            ..TargetStatus::default()
+        };
+        let group = GroupStatus {
+            name: "vm1".into(),
+            state: "degraded".into(),
+            log_bytes: 100,
+            log_used_bytes: 42,
+            gap_in_seconds: Some(3700),
+            targets: vec![target],
+            ..GroupStatus::default()
+        };
+        let report = StatusReport {
+            groups: vec![group],
+            ..StatusReport::default()
+        };
+        let text = text(&report, now);
+        for part in [
+            "degraded",
+            "1 min 0 s",
+            "42%",
+            "1 h 1 min",
+            "away",
+            "gap",
+            "connection refused",
+            "5.0 MiB behind",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_daemon_says_what_to_do() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert!(text(&StatusReport::default(), now).contains("add a [[group]]"));
+    }
+}

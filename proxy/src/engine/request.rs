@@ -156,3 +156,64 @@ pub struct PassRead {
     /// Whole blocks; the tail of a disk that is no multiple of the block size is zero-filled.
     pub data: AlignedBuffer,
 }
+
+/// What an engine has done since its start, and how full it is. A copy, made on demand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStatus {
+    /// How far the log is.
+    pub progress: LogProgress,
+    /// Last LSN whose content the backings have, synced or not.
+    pub destaged: Lsn,
+    /// Last LSN that the backings have durably.
+    pub synced: Lsn,
+    /// Bytes of the ring's frame area.
+    pub ring_bytes: u64,
+    /// Bytes of it in use.
+    pub ring_bytes_used: u64,
+    /// Bytes of the log's frame area.
+    pub log_bytes: u64,
+    /// Bytes of it that may not be overwritten yet.
+    pub log_bytes_used: u64,
+    /// Bytes of it that hold records not yet in the backings.
+    pub log_bytes_undestaged: u64,
+    /// Bytes of payload that wait for room or for a merge.
+    pub waiting_bytes: u64,
+    /// Requests that have not been answered.
+    pub requests_open: u64,
+    /// First error of the log, 0 for none.
+    pub log_errno: i32,
+    /// Error of a failing backing, 0 for none.
+    pub backing_errno: i32,
+    /// The group runs without a log since `on_log_error = "detach"`.
+    pub detached: bool,
+    /// Bytes of payload written by clients.
+    pub written_bytes: u64,
+    /// Bytes answered to reads.
+    pub read_bytes: u64,
+    /// Records appended.
+    pub records: u64,
+    /// Writes of frames to the log.
+    pub log_writes: u64,
+    /// Bytes of frames written to the log.
+    pub log_written_bytes: u64,
+    /// Syncs of the log (fdatasync and DSYNC writes).
+    pub log_syncs: u64,
+    /// Nanoseconds spent in them, summed up.
+    pub log_sync_ns: u64,
+    /// Nanoseconds of the longest of them.
+    pub log_sync_ns_max: u64,
+    /// Writes to the backings.
+    pub destage_writes: u64,
+    /// Bytes written to the backings.
+    pub destaged_bytes: u64,
+    /// Blocks never written to a backing, because a newer version was durable.
+    pub destage_skipped_blocks: u64,
+    /// Syncs of the backings.
+    pub backing_syncs: u64,
+    /// Failed operations on the backings.
+    pub backing_errors: u64,
+    /// Superblocks written.
+    pub superblock_writes: u64,
+    /// Nanoseconds during which writes waited for room in the ring.
+    pub stall_ns: u64,
+}

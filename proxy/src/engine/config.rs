@@ -1,0 +1,72 @@
+//! What an engine is told at its start.
+
+/// When a write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Ack {
+    /// When it is in the ring: survives a kill of the process.
+    #[default]
+    Ring,
+    /// When it is durable in the log: survives a power cut.
+    Durable,
+}
+
+/// What the guest sees after the first failed write or sync of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnLogError {
+    /// Writes and flushes fail; reads go on.
+    #[default]
+    Fail,
+    /// Replication ends, the disk goes on without a log, once a durable marker forbids the old
+    /// log's replay.
+    Detach,
+}
+
+/// Limits and times of one engine. Times are nanoseconds of the monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// When a write is answered.
+    pub ack: Ack,
+    /// What happens after the first error of the log.
+    pub on_log_error: OnLogError,
+    /// Longest time that an answered write is not durable in the log.
+    pub commit_interval_ns: u64,
+    /// How long a record waits for company before it is written to the log.
+    pub log_delay_ns: u64,
+    /// Bytes of waiting frames that are written to the log without waiting for more.
+    pub log_batch_bytes: u32,
+    /// Most bytes of one log write (one frame may be longer).
+    pub log_write_bytes_max: u32,
+    /// Destage writes in flight.
+    pub destage_depth: usize,
+    /// Records older than this are destaged even when ring and log have room.
+    pub destage_age_ns: u64,
+    /// First wait after a failed operation on a backing; doubles up to `backing_retry_max_ns`.
+    pub backing_retry_ns: u64,
+    /// Longest wait between two attempts on a failing backing.
+    pub backing_retry_max_ns: u64,
+    /// A backing that fails for longer makes writes that find no room fail too.
+    pub backing_patience_ns: u64,
+    /// Bytes of payload that may wait for room or for a merge before `Engine::congested` asks the
+    /// caller to take no more writes.
+    pub waiting_bytes_max: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        const MS: u64 = 1_000_000;
+        Self {
+            ack: Ack::Ring,
+            on_log_error: OnLogError::Fail,
+            commit_interval_ns: 20 * MS,
+            log_delay_ns: MS,
+            log_batch_bytes: 128 << 10,
+            log_write_bytes_max: 1 << 20,
+            destage_depth: 64,
+            destage_age_ns: 2_000 * MS,
+            backing_retry_ns: 100 * MS,
+            backing_retry_max_ns: 5_000 * MS,
+            backing_patience_ns: 30_000 * MS,
+            waiting_bytes_max: 4 << 20,
+        }
+    }
+}

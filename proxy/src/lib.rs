@@ -9,3 +9,4 @@ pub mod checkpoint;
 pub mod engine;
 pub mod io;
 pub mod nbd;
+pub mod tls;

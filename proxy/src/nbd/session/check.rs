@@ -91,7 +91,7 @@ impl Checked {
 pub(super) fn check(header: &RequestHeader, config: &SessionConfig) -> Result<Checked, Refusal> {
     let extended = config.form == ReplyForm::Extended;
     let structured = config.form != ReplyForm::Simple;
-    let fua = header.flags & cmd_flag::FUA != 0;
+    let fua = config.ack_durable || header.flags & cmd_flag::FUA != 0;
     let allowed = cmd_flag::FUA
         | match header.command {
             cmd::READ if structured => cmd_flag::DF,

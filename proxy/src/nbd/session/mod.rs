@@ -81,6 +81,8 @@ pub struct SessionConfig {
     pub size: u64,
     /// Writes get EPERM.
     pub read_only: bool,
+    /// Every write is submitted as if the client had asked for FUA (`ack = "durable"`).
+    pub ack_durable: bool,
     /// How replies are framed. `Extended` also means extended requests.
     pub form: ReplyForm,
     /// Selected contexts. Empty: BLOCK_STATUS gets EINVAL.

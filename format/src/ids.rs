@@ -63,11 +63,6 @@ uuid_id! {
     /// memory and CLOCK_BOOTTIME mean nothing beyond it.
     BootId
 }
-uuid_id! {
-    /// Identity of a sink: the first 16 bytes of blake3 over its canonical URL.
-    SinkId
-}
-
 /// Log sequence number: +1 for each record of a group. 0 stands before the first record.
 #[derive(
     Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, serde::Serialize, serde::Deserialize,

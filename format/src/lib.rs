@@ -7,12 +7,15 @@
 
 pub mod chain;
 pub mod checksum;
-pub mod frame;
+pub mod claim;
 pub mod cursor;
+pub mod frame;
 pub mod ids;
 pub mod manifest;
 pub mod names;
 pub mod nbd;
 pub mod op;
+pub mod ring_header;
 pub mod segment;
+pub mod superblock;
 pub mod wire;

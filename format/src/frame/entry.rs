@@ -1,6 +1,7 @@
 //! The entry of one record in a frame: 48 bytes, all numbers little-endian.
 
 use super::{ENTRY_BYTES, FrameError, RECORD_BLOCKS_MAX};
+use crate::chain::RecordMeta;
 use crate::checksum::crc32c;
 use crate::ids::{DISKS_MAX, DiskIndex, Lsn};
 use crate::op::Op;
@@ -81,15 +82,20 @@ impl Entry {
         self.first_block + self.block_count as u64
     }
 
-    /// The bytes that identify the record's content in hash chains and segments: the entry without
-    /// its place in the frame.
+    /// The record without its place in the frame, as segments and the record chain know it.
     #[must_use]
-    pub fn digest_input(&self) -> [u8; 44] {
-        let mut raw = self.raw(0);
-        raw.payload_position = U32::ZERO;
-        let mut out = [0; 44];
-        out.copy_from_slice(&raw.as_bytes()[..CRC_OFFSET]);
-        out
+    pub const fn meta(&self) -> RecordMeta {
+        RecordMeta {
+            lsn: self.lsn,
+            disk: self.disk,
+            op: self.op,
+            flags: 0,
+            first_block: self.first_block,
+            block_count: self.block_count,
+            wall_ns: self.wall_ns,
+            aux: self.aux,
+            payload_crc: self.payload_crc,
+        }
     }
 
     fn raw(&self, crc: u32) -> RawEntry {

@@ -63,8 +63,8 @@ const _: () = assert!(offset_of!(RawHeader, lap) == 100);
 const _: () = assert!(offset_of!(RawHeader, reserved_b) == 104);
 const _: () = assert!(offset_of!(RawHeader, previous_crc) == FRAME_CRC_WORD);
 const _: () = assert!(offset_of!(RawHeader, crc) == FRAME_CRC_OFFSET);
-const _: () = assert!(FRAME_NUMBER_WORD % 8 == 0 && FRAME_COUNTS_WORD % 8 == 0);
-const _: () = assert!(FRAME_CRC_WORD % 8 == 0 && FRAME_CRC_OFFSET + 4 == HEADER_BYTES);
+const _: () = assert!(FRAME_NUMBER_WORD.is_multiple_of(8) && FRAME_COUNTS_WORD.is_multiple_of(8));
+const _: () = assert!(FRAME_CRC_WORD.is_multiple_of(8) && FRAME_CRC_OFFSET + 4 == HEADER_BYTES);
 
 /// The counts as the one word that publishes an entry in an open frame.
 #[must_use]

@@ -59,6 +59,7 @@ const _: () = assert!(HEADER_BYTES + ENTRIES_MAX * ENTRY_BYTES <= BLOCK_SIZE);
 const _: () = assert!(HEADER_BYTES + (ENTRIES_MAX + 1) * ENTRY_BYTES > BLOCK_SIZE);
 const _: () = assert!(RECORD_BLOCKS_MAX <= FRAME_PAYLOAD_BLOCKS_MAX);
 const _: () = assert!(ENTRIES_MAX <= u16::MAX as usize);
+const _: () = assert!(RECORD_BLOCKS_MAX as usize == crate::chain::RECORD_PAYLOAD_BLOCKS_MAX);
 
 /// Most payload blocks of a frame where ring and log areas have these sizes: small areas still
 /// hold several frames.

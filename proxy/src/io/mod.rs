@@ -37,7 +37,7 @@ impl FileId {
         Self(2 + disk.0 as u32)
     }
 
-    /// The claim (marker) that stands beside the backing of a disk: one block.
+    /// The claim (marker) that stands beside the backing of a disk: two blocks, copies A and B.
     #[must_use]
     pub const fn claim(disk: DiskIndex) -> Self {
         Self(2 + DISKS_MAX as u32 + disk.0 as u32)

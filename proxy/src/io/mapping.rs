@@ -242,15 +242,15 @@ impl RingMapping {
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 
-    /// Stores one aligned word with release ordering.
+    /// Stores one aligned word, little-endian, with release ordering.
     pub fn store(&self, offset: usize, value: u64) {
-        self.word(offset).store(value, Ordering::Release);
+        self.word(offset).store(value.to_le(), Ordering::Release);
     }
 
-    /// Loads one aligned word with acquire ordering.
+    /// Loads one aligned little-endian word with acquire ordering.
     #[must_use]
     pub fn load(&self, offset: usize) -> u64 {
-        self.word(offset).load(Ordering::Acquire)
+        u64::from_le(self.word(offset).load(Ordering::Acquire))
     }
 
     /// Removes the ring file after a clean close, by its name; the mapping itself goes with this.

@@ -9,7 +9,8 @@ pub mod buffer;
 pub mod file;
 pub mod locks;
 pub mod mapping;
-pub mod operation;
+mod operation;
+pub mod sim;
 pub mod socket;
 pub mod storage;
 pub mod uring;
@@ -22,7 +23,7 @@ use buffer::AlignedBuffer;
 use std::ops::Range;
 
 /// A file opened within a [`Storage`]: the log, or one disk's backing.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FileId(pub u32);
 
 impl FileId {

@@ -9,6 +9,7 @@ use super::uring::SocketCompletion;
 use super::{Completion, FileId, RingSpan, Token};
 use io_uring::{opcode, squeue, types};
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,15 +23,30 @@ const SECTOR: usize = 512;
 /// Times in a row that EAGAIN is tried again.
 const RETRIES_MAX: u8 = 100;
 
-/// A part of a buffer, to be sent.
+/// One piece of an outgoing stream. Its bytes do not move as long as it is not touched.
 #[derive(Debug)]
-pub struct Piece {
-    /// The memory.
-    pub buffer: AlignedBuffer,
-    /// First byte to send.
-    pub start: usize,
-    /// How many.
-    pub len: usize,
+pub enum Piece {
+    /// Encoded heads, small bodies, ciphertext.
+    Small(Vec<u8>),
+    /// Data of a read.
+    Data {
+        /// Where it lies.
+        buffer: AlignedBuffer,
+        /// First byte of it in the buffer.
+        start: usize,
+        /// How many bytes.
+        len: usize,
+    },
+}
+
+impl Deref for Piece {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Data { buffer, start, len } => &buffer[*start..*start + *len],
+        }
+    }
 }
 
 /// The memory of a socket operation, given back at its end.
@@ -456,10 +472,11 @@ fn fill_vectors(
 fn fill_piece_vectors(vectors: &mut Vec<libc::iovec>, mut skip: usize, pieces: &[Piece]) {
     vectors.clear();
     for piece in pieces {
-        let skipped = skip.min(piece.len);
+        let bytes: &[u8] = piece;
+        let skipped = skip.min(bytes.len());
         skip -= skipped;
-        if skipped < piece.len {
-            let rest = &piece.buffer[piece.start + skipped..piece.start + piece.len];
+        let rest = &bytes[skipped..];
+        if !rest.is_empty() {
             vectors.push(libc::iovec {
                 iov_base: rest.as_ptr().cast_mut().cast(),
                 iov_len: rest.len(),

@@ -5,8 +5,11 @@
 
 use super::Token;
 use super::buffer::AlignedBuffer;
-use super::operation::{Kind, Piece};
-use super::uring::{SocketCompletion, Uring};
+pub use super::operation::{Piece, SocketBuffers};
+pub use super::uring::SocketCompletion;
+
+use super::operation::Kind;
+use super::uring::Uring;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -48,7 +51,7 @@ impl Sockets {
         assert!(pieces.len() <= PIECES_MAX, "{} pieces", pieces.len());
         let kind = Kind::Send {
             socket: Rc::clone(socket),
-            total: pieces.iter().map(|piece| piece.len).sum(),
+            total: pieces.iter().map(|piece| piece.len()).sum(),
             pieces,
             header: self.uring.take_send_header(),
         };

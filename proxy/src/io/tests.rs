@@ -484,14 +484,15 @@ fn sockets_send_pieces_and_receive_beside_storage() {
     let sockets = Sockets::new(&uring);
     let (near, far) = UnixStream::pair().expect("a socket pair");
     let near = Rc::new(OwnedFd::from(near));
-    let piece = |byte, start, len| Piece {
+    let piece = |byte, start, len| Piece::Data {
         buffer: filled(4096, byte),
         start,
         len,
     };
     // More than the socket's buffer takes at once.
     let mut pieces: Vec<Piece> = (0..900).map(|_| piece(1, 0, 4096)).collect();
-    pieces.push(piece(2, 100, 3));
+    pieces.push(piece(2, 100, 2));
+    pieces.push(Piece::Small(vec![2]));
     let reader = std::thread::spawn(move || {
         let mut far = far;
         let mut all = vec![0; 900 * 4096 + 3];
@@ -508,7 +509,7 @@ fn sockets_send_pieces_and_receive_beside_storage() {
     }
     done.sort_by_key(|completion| completion.token.0);
     assert_eq!(done[0].result.as_ref().expect("sent"), &(900 * 4096 + 3));
-    assert!(matches!(&done[0].buffers, SocketBuffers::Sent(pieces) if pieces.len() == 901));
+    assert!(matches!(&done[0].buffers, SocketBuffers::Sent(pieces) if pieces.len() == 902));
     assert_eq!(done[1].result.as_ref().expect("received"), &6);
     let SocketBuffers::Received(buffer) = &done[1].buffers else {
         panic!("the buffer comes back");

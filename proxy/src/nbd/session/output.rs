@@ -2,38 +2,14 @@
 
 use crate::io::buffer::AlignedBuffer;
 use std::collections::VecDeque;
-use std::ops::Deref;
 
 /// Heads are encoded into pieces of about this size.
 const SMALL_BYTES: usize = 4096;
 /// Emptied pieces kept for reuse.
 const SPARE_MAX: usize = 8;
 
-/// One piece of the outgoing stream. Its bytes do not move as long as it is not touched.
-#[derive(Debug)]
-pub enum OutChunk {
-    /// Encoded heads, and small bodies.
-    Small(Vec<u8>),
-    /// Data of a read.
-    Data {
-        /// Where it lies.
-        buffer: AlignedBuffer,
-        /// First byte of it in the buffer.
-        start: usize,
-        /// How many bytes.
-        len: usize,
-    },
-}
-
-impl Deref for OutChunk {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Small(bytes) => bytes,
-            Self::Data { buffer, start, len } => &buffer[*start..*start + *len],
-        }
-    }
-}
+/// One piece of the outgoing stream.
+pub use crate::io::socket::Piece as OutChunk;
 
 #[derive(Debug, Default)]
 pub(super) struct Output {

@@ -1,0 +1,446 @@
+//! The simulated twin of [`super::storage::UringStorage`]: one seed gives one run.
+//!
+//! A [`SimWorld`] holds files and ring memory by name across the lives of processes. It is harsh:
+//! operations take effect and complete in a seeded order; a sync makes durable only what had
+//! completed when it was submitted; a failed sync forgets part of what was dirty for good; at a
+//! power cut each sector that was not synced is kept (in any of its versions), lost or torn, each on
+//! its own; at a kill what was submitted may still land, and a store to the ring may be cut short.
+//!
+//! Not simulated: time, and the taking of locks. With [`LateWrites::BeforeSuccessor`] (what the
+//! locks on the descriptions guarantee) late writes land before the next life opens the files.
+
+mod disk;
+mod rng;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use rng::SimRng;
+pub use storage::SimStorage;
+
+use super::FileId;
+use super::buffer::AlignedBuffer;
+use disk::{Extents, SimFile};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// When the writes of a killed process land.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LateWrites {
+    /// Before the next life opens the files: the locks work.
+    #[default]
+    BeforeSuccessor,
+    /// At any later step, also in the middle of the next life: what the locks protect from.
+    AnyTime,
+}
+
+/// Chances of faults, out of 10,000 operations of the kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultRates {
+    /// A read fails with EIO.
+    pub read_eio: u32,
+    /// A write or zeroing fails with EIO; some of its sectors may have been written.
+    pub write_eio: u32,
+    /// A write or zeroing fails with ENOSPC.
+    pub write_nospace: u32,
+    /// A sync fails with EIO and forgets part of what was dirty.
+    pub sync_eio: u32,
+}
+
+/// Kinds of operations, for faults that are asked for one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// Reads.
+    Read,
+    /// Writes and zeroings.
+    Write,
+    /// Syncs.
+    Sync,
+}
+
+/// What happened so far. A test that wants a fault should see its counter move.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SimStats {
+    /// Processes killed.
+    pub kills: u64,
+    /// Power cuts.
+    pub power_cuts: u64,
+    /// Ring stores of which a part only was done.
+    pub cut_stores: u64,
+    /// Operations submitted.
+    pub submitted: u64,
+    /// Completions handed out.
+    pub completed: u64,
+    /// Reads that failed.
+    pub reads_failed: u64,
+    /// Writes and zeroings that failed.
+    pub writes_failed: u64,
+    /// Of those, with ENOSPC.
+    pub no_space: u64,
+    /// Syncs that failed.
+    pub syncs_failed: u64,
+    /// Reads that ended at the end of a file.
+    pub short_reads: u64,
+    /// Writes of a killed process that landed after its death.
+    pub late_writes: u64,
+    /// Writes of a killed process that never landed, or in part.
+    pub late_writes_lost: u64,
+    /// Sectors kept by a power cut though never synced.
+    pub sectors_kept: u64,
+    /// Sectors lost by a power cut.
+    pub sectors_lost: u64,
+    /// Sectors torn by a power cut.
+    pub sectors_torn: u64,
+    /// Bits flipped at rest.
+    pub bits_flipped: u64,
+}
+
+/// A write of a killed process that has not landed.
+struct LateWrite {
+    file: String,
+    offset: u64,
+    extents: Extents,
+}
+
+struct World {
+    rng: SimRng,
+    files: BTreeMap<String, SimFile>,
+    /// Ring memory that no life has open.
+    rings: BTreeMap<String, AlignedBuffer>,
+    /// Changes at each power cut: memory taken out before it is not put back.
+    boot: u64,
+    /// Changes at each opening: an earlier life is dead for good.
+    life: u64,
+    dead: bool,
+    steps: u64,
+    kill_at: Option<u64>,
+    late_mode: LateWrites,
+    late: Vec<LateWrite>,
+    rates: FaultRates,
+    once: Vec<(String, FaultKind, i32)>,
+    stats: SimStats,
+    trace: u64,
+}
+
+/// Files and rings by name, across the lives of simulated processes. Clones share one world.
+#[derive(Clone)]
+pub struct SimWorld {
+    world: Rc<RefCell<World>>,
+}
+
+impl std::fmt::Debug for SimWorld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let world = self.world.borrow();
+        write!(f, "SimWorld(step {}, {:?})", world.steps, world.stats)
+    }
+}
+
+impl SimWorld {
+    /// An empty world whose every choice follows from the seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let world = World {
+            rng: SimRng::new(seed),
+            files: BTreeMap::new(),
+            rings: BTreeMap::new(),
+            boot: 1,
+            life: 0,
+            dead: false,
+            steps: 0,
+            kill_at: None,
+            late_mode: LateWrites::default(),
+            late: Vec::new(),
+            rates: FaultRates::default(),
+            once: Vec::new(),
+            stats: SimStats::default(),
+            trace: 0xcbf2_9ce4_8422_2325,
+        };
+        Self {
+            world: Rc::new(RefCell::new(world)),
+        }
+    }
+
+    /// Creates a file of zeroes, durable at once; replaces one of that name.
+    pub fn create_file(&self, name: &str, len: u64) {
+        let file = SimFile::new(len);
+        self.world.borrow_mut().files.insert(name.to_owned(), file);
+    }
+
+    /// Creates ring memory of zeroes; replaces one of that name.
+    pub fn create_ring(&self, name: &str, len: usize) {
+        let memory = AlignedBuffer::new(len);
+        self.world
+            .borrow_mut()
+            .rings
+            .insert(name.to_owned(), memory);
+    }
+
+    /// Whether the ring memory exists, that is, no power cut took it.
+    #[must_use]
+    pub fn has_ring(&self, name: &str) -> bool {
+        self.world.borrow().rings.contains_key(name)
+    }
+
+    /// Whether the file exists.
+    #[must_use]
+    pub fn has_file(&self, name: &str) -> bool {
+        self.world.borrow().files.contains_key(name)
+    }
+
+    /// Removes ring memory, as a clean stop does.
+    pub fn remove_ring(&self, name: &str) {
+        self.world.borrow_mut().rings.remove(name);
+    }
+
+    /// Gives a file another name, durable at once; replaces one of that name.
+    pub fn rename_file(&self, from: &str, to: &str) {
+        let mut world = self.world.borrow_mut();
+        if let Some(file) = world.files.remove(from) {
+            world.files.insert(to.to_owned(), file);
+        }
+    }
+
+    /// Begins a process life with these files and, if named, this ring. An earlier life that still
+    /// runs is killed. Panics if something named does not exist: creating is the test's business.
+    #[must_use]
+    pub fn open(&self, ring: Option<&str>, files: &[(FileId, &str)]) -> SimStorage {
+        let memory = {
+            let mut world = self.world.borrow_mut();
+            world.begin_life();
+            for (_, name) in files {
+                assert!(world.files.contains_key(*name), "no file {name}");
+            }
+            ring.map(|name| {
+                let memory = world.rings.remove(name);
+                let memory = memory.unwrap_or_else(|| panic!("no ring {name}, or it is open"));
+                (name.to_owned(), memory)
+            })
+        };
+        SimStorage::new(self.clone(), memory, files)
+    }
+
+    /// Kills the running process after so many more steps: ring stores, submissions, hand-outs.
+    pub fn kill_after(&self, steps: u64) {
+        let mut world = self.world.borrow_mut();
+        world.kill_at = Some(world.steps + steps);
+    }
+
+    /// Kills the running process now.
+    pub fn kill(&self) {
+        self.world.borrow_mut().die();
+    }
+
+    /// Whether the running process was killed. Its stores and submissions no longer do anything.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.world.borrow().dead
+    }
+
+    /// Steps so far; for choosing kill points of a second run with the same seed.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.world.borrow().steps
+    }
+
+    /// Cuts the power: the process dies, rings are gone, unsynced sectors are kept, lost or torn.
+    /// Drop the life's storage before or after; its memory does not come back either way.
+    pub fn power_cut(&self) {
+        self.world.borrow_mut().power_cut();
+    }
+
+    /// Changes with every power cut; use it as the boot id.
+    #[must_use]
+    pub fn boot_id(&self) -> [u8; 16] {
+        let boot = u128::from(self.world.borrow().boot);
+        (boot << 64 | 0xb007).to_le_bytes()
+    }
+
+    /// When writes of killed processes land.
+    pub fn set_late_writes(&self, mode: LateWrites) {
+        self.world.borrow_mut().late_mode = mode;
+    }
+
+    /// Random faults from now on.
+    pub fn set_fault_rates(&self, rates: FaultRates) {
+        self.world.borrow_mut().rates = rates;
+    }
+
+    /// The next operation of the kind on the file fails with this errno.
+    pub fn fail_once(&self, name: &str, kind: FaultKind, errno: i32) {
+        let fault = (name.to_owned(), kind, errno);
+        self.world.borrow_mut().once.push(fault);
+    }
+
+    /// Flips one bit of a file at rest. Panics outside the file.
+    pub fn flip_bit(&self, name: &str, offset: u64, bit: u8) {
+        let mut world = self.world.borrow_mut();
+        world.stats.bits_flipped += 1;
+        world.note(&[7, offset, u64::from(bit)]);
+        let file = world.files.get_mut(name);
+        file.unwrap_or_else(|| panic!("no file {name}"))
+            .flip(offset, bit);
+    }
+
+    /// Cuts a file to a length at rest, or grows it with zeroes.
+    pub fn set_len(&self, name: &str, len: u64) {
+        let mut world = self.world.borrow_mut();
+        let file = world.files.get_mut(name);
+        file.unwrap_or_else(|| panic!("no file {name}"))
+            .set_len(len);
+    }
+
+    /// Length of a file.
+    #[must_use]
+    pub fn file_len(&self, name: &str) -> u64 {
+        self.world.borrow().files.get(name).map_or(0, SimFile::len)
+    }
+
+    /// Bytes of a file as a reader sees them now. Zeroes past its end.
+    #[must_use]
+    pub fn read(&self, name: &str, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        if let Some(file) = self.world.borrow().files.get(name) {
+            file.read(offset, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Bytes of a file that a power cut right now is sure to keep, whatever the seed says about
+    /// the sectors that were not synced.
+    #[must_use]
+    pub fn read_durable(&self, name: &str, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        if let Some(file) = self.world.borrow().files.get(name) {
+            file.read_durable(offset, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Writes a file behind everybody's back, durable at once.
+    pub fn write(&self, name: &str, offset: u64, bytes: &[u8]) {
+        let mut world = self.world.borrow_mut();
+        let file = world.files.get_mut(name);
+        file.unwrap_or_else(|| panic!("no file {name}"))
+            .write_durable(offset, bytes);
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> SimStats {
+        self.world.borrow().stats
+    }
+
+    /// Hash of everything that happened, in order: equal for equal seeds and equal users.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.world.borrow().trace
+    }
+}
+
+impl World {
+    /// Mixes an event into the trace (FNV-1a over words).
+    fn note(&mut self, words: &[u64]) {
+        for word in words {
+            self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// One more step of the running process. False: it is dead, by now or before.
+    fn step(&mut self) -> bool {
+        if self.dead {
+            return false;
+        }
+        self.steps += 1;
+        if self.late_mode == LateWrites::AnyTime && self.rng.chance(1000) {
+            self.land_one();
+        }
+        if self.kill_at.is_some_and(|at| self.steps >= at) {
+            self.die();
+        }
+        !self.dead
+    }
+
+    fn die(&mut self) {
+        if !self.dead && self.life > 0 {
+            self.dead = true;
+            self.kill_at = None;
+            self.stats.kills += 1;
+            self.note(&[1, self.steps]);
+        }
+    }
+
+    fn begin_life(&mut self) {
+        if self.late_mode == LateWrites::BeforeSuccessor {
+            while !self.late.is_empty() {
+                self.land_one();
+            }
+        }
+        self.life += 1;
+        self.dead = false;
+        self.kill_at = None;
+        self.note(&[2, self.life]);
+    }
+
+    /// One late write lands whole, in part, or never.
+    fn land_one(&mut self) {
+        if self.late.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.late.len() as u64) as usize;
+        let late = self.late.swap_remove(at);
+        let outcome = self.rng.below(4);
+        self.note(&[3, late.offset, outcome]);
+        let Some(file) = self.files.get_mut(&late.file) else {
+            return;
+        };
+        match outcome {
+            0 => self.stats.late_writes_lost += 1,
+            1 => {
+                file.apply_some(late.offset, &late.extents, &mut self.rng);
+                self.stats.late_writes_lost += 1;
+            }
+            _ => {
+                file.apply(late.offset, &late.extents);
+                self.stats.late_writes += 1;
+            }
+        }
+    }
+
+    fn power_cut(&mut self) {
+        self.dead = true;
+        self.kill_at = None;
+        self.boot += 1;
+        self.stats.power_cuts += 1;
+        self.note(&[4, self.boot]);
+        self.rings.clear();
+        for late in std::mem::take(&mut self.late) {
+            if let Some(file) = self.files.get_mut(&late.file) {
+                file.apply_some(late.offset, &late.extents, &mut self.rng);
+            }
+        }
+        for file in self.files.values_mut() {
+            file.power_cut(&mut self.rng, &mut self.stats);
+        }
+    }
+
+    /// Whether an operation of this kind on this file is to fail, and how.
+    fn fault(&mut self, name: &str, kind: FaultKind) -> Option<i32> {
+        let asked = self
+            .once
+            .iter()
+            .position(|(file, what, _)| file == name && *what == kind);
+        if let Some(at) = asked {
+            return Some(self.once.remove(at).2);
+        }
+        let (eio, nospace) = match kind {
+            FaultKind::Read => (self.rates.read_eio, 0),
+            FaultKind::Write => (self.rates.write_eio, self.rates.write_nospace),
+            FaultKind::Sync => (self.rates.sync_eio, 0),
+        };
+        if eio > 0 && self.rng.chance(eio) {
+            return Some(libc::EIO);
+        }
+        (nospace > 0 && self.rng.chance(nospace)).then_some(libc::ENOSPC)
+    }
+}

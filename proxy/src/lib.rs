@@ -5,6 +5,7 @@
 //! [`ship`] cuts and sends the segments.
 #![deny(unsafe_code)]
 
+pub mod backing;
 pub mod checkpoint;
 pub mod engine;
 pub mod io;

@@ -1,0 +1,263 @@
+//! Devices without a group's engine behind them, and their transmission on tokio.
+//!
+//! Owns the socket of such a connection from the end of the handshake on. Always holds: at most
+//! [`DEVICE_REQUESTS_MAX`] requests of a connection run at a time, and the bounds of
+//! [`super::session`] on replies; at end of file what is in flight finishes and is answered.
+
+use super::export::BoxFuture;
+use super::session::{Event, OutChunk, Session, SessionConfig};
+use crate::engine::request::{Extent, Reply, ReplyBody, Request, RequestError, RequestId};
+use crate::io::buffer::AlignedBuffer;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Most requests of one connection that run at a time.
+pub const DEVICE_REQUESTS_MAX: usize = 64;
+/// A client that stalls this long within a payload is cut off.
+pub const PAYLOAD_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Something that can be read, and perhaps written, at byte granularity. Offsets and lengths are
+/// within [`Device::size`]; lengths are not 0. Several connections call it at once. The cause of
+/// an error is logged by the device.
+pub trait Device: Send + Sync {
+    /// In bytes; does not change.
+    fn size(&self) -> u64;
+
+    /// Fills the buffer from `offset` on.
+    fn read<'a>(
+        &'a self,
+        offset: u64,
+        buffer: &'a mut [u8],
+    ) -> BoxFuture<'a, Result<(), RequestError>>;
+
+    /// At least one and at most `extents_max` extents from `offset` on, up to `len` bytes.
+    fn block_status(
+        &self,
+        offset: u64,
+        len: u64,
+        extents_max: u32,
+    ) -> BoxFuture<'_, Result<Vec<Extent>, RequestError>>;
+
+    /// Writes. Only called if the export is not read-only.
+    fn write<'a>(
+        &'a self,
+        offset: u64,
+        data: &'a [u8],
+        fua: bool,
+    ) -> BoxFuture<'a, Result<(), RequestError>> {
+        let _ = (offset, data, fua);
+        Box::pin(async { Err(RequestError::Invalid) })
+    }
+
+    /// Makes a range read as zero. Only called if the export is not read-only.
+    fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        fua: bool,
+        no_hole: bool,
+    ) -> BoxFuture<'_, Result<(), RequestError>> {
+        let _ = (offset, len, fua, no_hole);
+        Box::pin(async { Err(RequestError::Invalid) })
+    }
+
+    /// Makes what was answered durable.
+    fn flush(&self) -> BoxFuture<'_, Result<(), RequestError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Serves one connection until the client leaves.
+///
+/// # Errors
+/// When the socket fails, the client stalls within a payload or its stream is out of step.
+pub async fn serve<S>(stream: S, config: SessionConfig, device: Arc<dyn Device>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send,
+{
+    let capacity = config.inline_payload_max.max(4096);
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let mut session = Session::new(config);
+    let mut running: JoinSet<Reply> = JoinSet::new();
+    let mut input = Input::new(capacity);
+    let mut out: Vec<OutChunk> = Vec::new();
+    let mut out_at = 0;
+    let mut stall = Instant::now() + PAYLOAD_STALL_MAX;
+    loop {
+        let wants_input = take_requests(&mut session, &mut input, &mut running, &device)?;
+        if out.is_empty() {
+            session.take_output(&mut out, 1, usize::MAX);
+        }
+        if session.is_finished() && out.is_empty() {
+            return writer.shutdown().await;
+        }
+        let payload_due = wants_input && session.awaits_payload();
+        tokio::select! {
+            read = reader.read(input.space()), if wants_input => {
+                match read? {
+                    0 => session.close_input(),
+                    bytes => input.end += bytes,
+                }
+                stall = Instant::now() + PAYLOAD_STALL_MAX;
+            }
+            Some(reply) = running.join_next(), if !running.is_empty() => {
+                session.complete(reply.map_err(io::Error::other)?);
+            }
+            written = write_next(&mut writer, &out, out_at), if !out.is_empty() => {
+                out_at += written?;
+                if out.first().is_some_and(|chunk| chunk.len() == out_at) {
+                    out_at = 0;
+                    let chunk = out.remove(0);
+                    session.sent(chunk);
+                    if !session.has_output() {
+                        writer.flush().await?;
+                    }
+                }
+            }
+            () = tokio::time::sleep_until(stall), if payload_due => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client stalled within a payload",
+                ));
+            }
+        }
+    }
+}
+
+async fn write_next(
+    writer: &mut (impl AsyncWrite + Unpin),
+    out: &[OutChunk],
+    at: usize,
+) -> io::Result<usize> {
+    let Some(chunk) = out.first() else {
+        return std::future::pending().await;
+    };
+    match writer.write(&chunk[at..]).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// What was received and not yet used.
+struct Input {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new(capacity: usize) -> Self {
+        Self {
+            buffer: vec![0; capacity],
+            start: 0,
+            end: 0,
+        }
+    }
+
+    /// Makes room for `contiguous` bytes from the start of what is unused.
+    fn compact(&mut self, contiguous: usize) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.start + contiguous > self.buffer.len() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    fn space(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.end..]
+    }
+}
+
+/// Starts what has arrived. True if more should be received.
+fn take_requests(
+    session: &mut Session,
+    input: &mut Input,
+    running: &mut JoinSet<Reply>,
+    device: &Arc<dyn Device>,
+) -> io::Result<bool> {
+    while running.len() < DEVICE_REQUESTS_MAX {
+        let step = session.step(&input.buffer[input.start..input.end]);
+        input.start += step.consumed;
+        match step.event {
+            Event::Request { id, request } => {
+                running.spawn(run(device.clone(), id, OwnedRequest::from(request)));
+            }
+            Event::NeedInput { contiguous } => {
+                input.compact(contiguous);
+                return Ok(true);
+            }
+            Event::Blocked(_) => return Ok(false),
+            Event::Disconnect => {
+                session.close_input();
+                return Ok(false);
+            }
+            Event::Broken(why) => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+        }
+    }
+    Ok(false)
+}
+
+/// A request that outlives the receive buffer.
+enum OwnedRequest {
+    Read(u64, u32),
+    Write(u64, Vec<u8>, bool),
+    Zero(u64, u64, bool, bool),
+    Flush,
+    Status(u64, u64, u32),
+}
+
+impl From<Request<'_>> for OwnedRequest {
+    fn from(request: Request<'_>) -> Self {
+        match request {
+            Request::Read { offset, len } => Self::Read(offset, len),
+            Request::Write { offset, data, fua } => Self::Write(offset, data.to_vec(), fua),
+            Request::Flush => Self::Flush,
+            Request::Trim { offset, len, fua } => Self::Zero(offset, len, fua, false),
+            Request::WriteZeroes {
+                offset,
+                len,
+                fua,
+                no_hole,
+            } => Self::Zero(offset, len, fua, no_hole),
+            Request::BlockStatus {
+                offset,
+                len,
+                extents_max,
+            } => Self::Status(offset, len, extents_max),
+        }
+    }
+}
+
+async fn run(device: Arc<dyn Device>, id: RequestId, request: OwnedRequest) -> Reply {
+    let done = |()| ReplyBody::Done;
+    let result = match request {
+        OwnedRequest::Read(offset, len) => {
+            let len = len as usize;
+            let mut buffer = AlignedBuffer::new(len);
+            device
+                .read(offset, &mut buffer)
+                .await
+                .map(|()| ReplyBody::Data {
+                    buffer,
+                    start: 0,
+                    len,
+                })
+        }
+        OwnedRequest::Write(offset, data, fua) => device.write(offset, &data, fua).await.map(done),
+        OwnedRequest::Zero(offset, len, fua, no_hole) => {
+            device.zero(offset, len, fua, no_hole).await.map(done)
+        }
+        OwnedRequest::Flush => device.flush().await.map(done),
+        OwnedRequest::Status(offset, len, extents_max) => device
+            .block_status(offset, len, extents_max)
+            .await
+            .map(ReplyBody::Extents),
+    };
+    Reply { id, result }
+}

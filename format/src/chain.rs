@@ -4,6 +4,7 @@
 //! chain starts at [`RecordChain::BASE`] and starts there again at a base, a `PassBegin` that
 //! declares a gap. See `docs/format.md`, "Record chain".
 
+use crate::frame::Entry;
 use crate::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use crate::op::Op;
 use std::fmt;
@@ -58,7 +59,7 @@ impl RecordMeta {
 }
 
 /// Bytes of a record's digest input, the canonical form that enters the chain.
-pub const DIGEST_INPUT_BYTES: usize = 40;
+pub const DIGEST_INPUT_BYTES: usize = 44;
 
 /// Value of the record chain after some record.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -91,21 +92,38 @@ impl fmt::Debug for RecordChain {
     }
 }
 
-/// The canonical 40 bytes of a record, little-endian: LSN 8, disk 2, operation 1, flags 1, first
-/// block 8, block count 4, wall clock 8, aux 4, payload CRC32C 4.
+/// The canonical 44 bytes of a record, little-endian: LSN 8, first block 8, wall clock 8, block
+/// count 4, zero 4, payload CRC32C 4, disk 2, operation 1, flags 1, aux 4. They are the first 44
+/// bytes of its entry in a frame, the payload's place in the frame left out.
 #[must_use]
 pub fn digest_input(record: &RecordMeta) -> [u8; DIGEST_INPUT_BYTES] {
     let mut out = [0u8; DIGEST_INPUT_BYTES];
     out[0..8].copy_from_slice(&record.lsn.0.to_le_bytes());
-    out[8..10].copy_from_slice(&record.disk.0.to_le_bytes());
-    out[10] = record.op.number();
-    out[11] = record.flags;
-    out[12..20].copy_from_slice(&record.first_block.to_le_bytes());
-    out[20..24].copy_from_slice(&record.block_count.to_le_bytes());
-    out[24..32].copy_from_slice(&record.wall_ns.to_le_bytes());
-    out[32..36].copy_from_slice(&record.aux.to_le_bytes());
-    out[36..40].copy_from_slice(&record.payload_crc.to_le_bytes());
+    out[8..16].copy_from_slice(&record.first_block.to_le_bytes());
+    out[16..24].copy_from_slice(&record.wall_ns.to_le_bytes());
+    out[24..28].copy_from_slice(&record.block_count.to_le_bytes());
+    out[32..36].copy_from_slice(&record.payload_crc.to_le_bytes());
+    out[36..38].copy_from_slice(&record.disk.0.to_le_bytes());
+    out[38] = record.op.number();
+    out[39] = record.flags;
+    out[40..44].copy_from_slice(&record.aux.to_le_bytes());
     out
+}
+
+impl From<&Entry> for RecordMeta {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            lsn: entry.lsn,
+            disk: entry.disk,
+            op: entry.op,
+            flags: 0,
+            first_block: entry.first_block,
+            block_count: entry.block_count,
+            wall_ns: entry.wall_ns,
+            aux: entry.aux,
+            payload_crc: entry.payload_crc,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -128,16 +146,17 @@ mod tests {
 
     #[test]
     fn digest_input_is_fixed() {
-        let expected: [u8; 40] = [
+        let expected: [u8; 44] = [
             0x08, 0x07, 0x06, 0x05, 0x04, 0x03, 0x02, 0x01, // LSN
+            0x38, 0x37, 0x36, 0x35, 0x34, 0x33, 0x32, 0x31, // first block
+            0x58, 0x57, 0x56, 0x55, 0x54, 0x53, 0x52, 0x51, // wall clock
+            0x44, 0x43, 0x42, 0x41, // block count
+            0x00, 0x00, 0x00, 0x00, // zero
+            0x74, 0x73, 0x72, 0x71, // payload CRC
             0x12, 0x11, // disk
             0x03, // operation: trim
             0x21, // flags
-            0x38, 0x37, 0x36, 0x35, 0x34, 0x33, 0x32, 0x31, // first block
-            0x44, 0x43, 0x42, 0x41, // block count
-            0x58, 0x57, 0x56, 0x55, 0x54, 0x53, 0x52, 0x51, // wall clock
             0x64, 0x63, 0x62, 0x61, // aux
-            0x74, 0x73, 0x72, 0x71, // payload CRC
         ];
         assert_eq!(digest_input(&record()), expected);
     }
@@ -184,6 +203,22 @@ mod tests {
             assert_ne!(RecordChain::BASE.extend(&variant), base, "{variant:?}");
         }
         assert_ne!(base.extend(&record()), base);
+    }
+
+    #[test]
+    fn frame_entries_have_the_same_digest_input() {
+        let entry = Entry {
+            lsn: Lsn(7),
+            op: Op::Write,
+            disk: DiskIndex(2),
+            first_block: 9,
+            block_count: 3,
+            payload_position: 5,
+            payload_crc: 0xdead_beef,
+            wall_ns: 11,
+            aux: 13,
+        };
+        assert_eq!(digest_input(&RecordMeta::from(&entry)), entry.digest_input());
     }
 
     #[test]

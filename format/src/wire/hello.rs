@@ -167,7 +167,8 @@ pub struct Resume {
     pub epoch: Epoch,
     /// Last durable record of it.
     pub cursor: Cursor,
-    /// LSN of the `PassBegin` of the last pass that was completed; 0 for none.
+    /// LSN of the `PassBegin` on which the records up to the cursor build, once its pass is
+    /// complete; 0 while it is not.
     pub completed_pass: Lsn,
     /// The pass that is under way, if any.
     pub active_pass: Option<ActivePass>,

@@ -43,7 +43,7 @@ pub struct Ack {
     pub segments: u64,
     /// Last durable record.
     pub cursor: Cursor,
-    /// LSN of the `PassBegin` of the last pass that was completed; 0 for none.
+    /// As in [`Resume`](super::Resume).
     pub completed_pass: Lsn,
     /// The pass that is under way, if any.
     pub active_pass: Option<ActivePass>,

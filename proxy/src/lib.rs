@@ -10,4 +10,5 @@ pub mod checkpoint;
 pub mod engine;
 pub mod io;
 pub mod nbd;
+pub mod ship;
 pub mod tls;

@@ -4,7 +4,6 @@
 //! chain starts at [`RecordChain::BASE`] and starts there again at a base, a `PassBegin` that
 //! declares a gap. See `docs/format.md`, "Record chain".
 
-use crate::frame::Entry;
 use crate::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use crate::op::Op;
 use std::fmt;
@@ -110,22 +109,6 @@ pub fn digest_input(record: &RecordMeta) -> [u8; DIGEST_INPUT_BYTES] {
     out
 }
 
-impl From<&Entry> for RecordMeta {
-    fn from(entry: &Entry) -> Self {
-        Self {
-            lsn: entry.lsn,
-            disk: entry.disk,
-            op: entry.op,
-            flags: 0,
-            first_block: entry.first_block,
-            block_count: entry.block_count,
-            wall_ns: entry.wall_ns,
-            aux: entry.aux,
-            payload_crc: entry.payload_crc,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,22 +186,6 @@ mod tests {
             assert_ne!(RecordChain::BASE.extend(&variant), base, "{variant:?}");
         }
         assert_ne!(base.extend(&record()), base);
-    }
-
-    #[test]
-    fn frame_entries_have_the_same_digest_input() {
-        let entry = Entry {
-            lsn: Lsn(7),
-            op: Op::Write,
-            disk: DiskIndex(2),
-            first_block: 9,
-            block_count: 3,
-            payload_position: 5,
-            payload_crc: 0xdead_beef,
-            wall_ns: 11,
-            aux: 13,
-        };
-        assert_eq!(digest_input(&RecordMeta::from(&entry)), entry.digest_input());
     }
 
     #[test]

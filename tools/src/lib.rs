@@ -6,6 +6,8 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod metrics;
+pub mod quickstart;
 
 use anyhow::Context as _;
 use api::client::Client;
@@ -58,7 +60,8 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
         Command::Cert(command) => commands::cert::run(&command, output),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { folder } => commands::manual::pages(&folder),
-        Command::Serve => {
+        Command::Quickstart(args) => wait_for(quickstart::run(&args, output)),
+        Command::Serve { .. } => {
             load()?;
             anyhow::bail!("not built yet")
         }

@@ -52,7 +52,11 @@ pub enum Command {
     /// Show the whole thing at work on this machine in half a minute: no root, no configuration
     Quickstart(Quickstart),
     /// Run the daemon: NBD server, logs, shipping, replica
-    Serve,
+    Serve {
+        /// End when the process that started this one ends.
+        #[arg(long, hide = true)]
+        with_parent: bool,
+    },
     /// Work with the configuration
     #[command(subcommand)]
     Config(ConfigCommand),

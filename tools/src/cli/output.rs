@@ -69,6 +69,14 @@ impl Output {
         }
     }
 
+    /// Tells how things go: on standard output, or nowhere when that carries JSON.
+    pub fn note(&self, text: &str) {
+        if !self.json {
+            // Whoever closed the pipe does not want to know.
+            let _ = Self::write(&format!("{text}\n"));
+        }
+    }
+
     /// A bar that counts bytes up to `total`.
     #[must_use]
     pub fn bytes_bar(&self, what: &'static str, total: u64) -> ProgressBar {

@@ -14,4 +14,6 @@ pub mod budget;
 pub mod device;
 pub mod export;
 pub mod handshake;
+pub mod listener;
 pub mod session;
+mod socket;

@@ -1,1 +1,10 @@
-//! Afterimage: replica.
+//! Afterimage's other side: what receives segments, keeps them, and gives disks back as they were.
+//!
+//! A segment walks through the folders in this order: [`receive`] checks and commits it into the
+//! [`repository`], [`history`] takes it over, [`index`] remembers where each version of each block
+//! is, and [`image`] reads a group's disks as they were at one point.
+#![deny(unsafe_code)]
+
+pub mod history;
+pub mod index;
+pub mod repository;

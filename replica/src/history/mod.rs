@@ -1,0 +1,111 @@
+//! What a replica knows of one group: epochs, bases, cursor, passes, checkpoints, clock, and the
+//! index of every base. A pure state machine over the committed objects of the group, in the order
+//! of their keys: the same objects give the same history, at ingest as at a restart.
+//!
+//! What always holds: [`Epoch::check`] decides and changes nothing, [`Epoch::apply`] changes and
+//! cannot fail; between the two the segment is committed. A position is readable if and only if a
+//! base covers it whose pass is complete at or below it and no later base has begun.
+
+mod base;
+mod clock;
+mod epoch;
+mod error;
+mod events;
+
+#[cfg(test)]
+mod tests;
+
+use afterimage_format::ids::{Epoch as EpochNumber, Lsn};
+use afterimage_format::manifest::Manifest;
+
+pub use base::{Base, Checkpoint};
+pub use clock::ClockEra;
+pub use epoch::{Epoch, SegmentEntry, Verdict};
+pub use error::{Refusal, Warning};
+pub use events::{Event, Events};
+
+/// A place in a group's whole history: LSNs count within an epoch.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Position {
+    /// The epoch.
+    pub epoch: EpochNumber,
+    /// The record that is the last to be seen.
+    pub lsn: Lsn,
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "lsn:{}/{}", self.epoch, self.lsn)
+    }
+}
+
+/// All epochs of a group, oldest first, and the manifest they were read under.
+#[derive(Debug, Clone)]
+pub struct History {
+    /// The newest manifest.
+    pub manifest: Manifest,
+    /// One for each epoch of the manifest.
+    pub epochs: Vec<Epoch>,
+}
+
+impl History {
+    /// A history in which nothing has been shipped yet.
+    #[must_use]
+    pub fn new(manifest: Manifest) -> Self {
+        let epochs = manifest.epochs.iter().map(Epoch::new).collect();
+        Self { manifest, epochs }
+    }
+
+    /// Takes over a manifest with more epochs.
+    pub fn advance(&mut self, manifest: Manifest) {
+        for entry in &manifest.epochs[self.epochs.len().min(manifest.epochs.len())..] {
+            self.epochs.push(Epoch::new(entry));
+        }
+        self.manifest = manifest;
+    }
+
+    /// The epoch of this number.
+    #[must_use]
+    pub fn epoch(&self, number: EpochNumber) -> Option<&Epoch> {
+        self.epochs.iter().find(|epoch| epoch.number == number)
+    }
+
+    /// The newest epoch, the only one that grows.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Epoch> {
+        self.epochs.last()
+    }
+
+    /// The newest epoch, to add to.
+    pub fn newest_mut(&mut self) -> Option<&mut Epoch> {
+        self.epochs.last_mut()
+    }
+
+    /// Every base that has a readable position, in order, with its epoch.
+    pub fn readable(&self) -> impl DoubleEndedIterator<Item = (&Epoch, &Base, Lsn, Lsn)> {
+        self.epochs.iter().flat_map(|epoch| {
+            epoch.bases.iter().filter_map(move |base| {
+                let (first, last) = base.readable(epoch.cursor.lsn)?;
+                Some((epoch, base, first, last))
+            })
+        })
+    }
+
+    /// The base that gives the content at a position, if the position is readable.
+    #[must_use]
+    pub fn base_at(&self, at: Position) -> Option<&Base> {
+        self.readable()
+            .find(|(epoch, _, first, last)| {
+                epoch.number == at.epoch && *first <= at.lsn && at.lsn <= *last
+            })
+            .map(|(_, base, _, _)| base)
+    }
+
+    /// The newest readable position.
+    #[must_use]
+    pub fn latest(&self) -> Option<Position> {
+        self.readable()
+            .next_back()
+            .map(|(epoch, _, _, last)| Position { epoch: epoch.number, lsn: last })
+    }
+}

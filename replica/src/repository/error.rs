@@ -1,0 +1,123 @@
+//! Errors of the repository: kind, key, what to do.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+use super::Repository;
+
+/// What can go wrong between this process and its repository.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// The URL is of no known kind.
+    #[error("repository URL {url:?} is not understood: use file:///folder or s3://bucket/prefix")]
+    BadUrl {
+        /// The URL as given.
+        url: String,
+    },
+    /// The folder cannot be used.
+    #[error("repository folder {}: {source}; it must exist or be creatable, and be writable", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A key that no code of ours may build.
+    #[error("{key:?} is not a key of a repository")]
+    BadKey {
+        /// The key.
+        key: String,
+    },
+    /// The key does not exist.
+    #[error("{url}: there is no object {key}")]
+    NotFound {
+        /// The repository.
+        url: String,
+        /// The key.
+        key: String,
+    },
+    /// The repository has no room.
+    #[error("{url} is full: {key} could not be stored; free space there, replication then resumes by itself ({source})")]
+    Full {
+        /// The repository.
+        url: String,
+        /// The key.
+        key: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+    /// Any other failure of the store.
+    #[error("{url}: cannot {action} {key}: {source}")]
+    Store {
+        /// The repository.
+        url: String,
+        /// The key.
+        key: String,
+        /// What was tried.
+        action: &'static str,
+        /// What the store said.
+        source: object_store::Error,
+    },
+    /// Directory entries could not be made durable.
+    #[error("cannot sync the repository folder {}: {source}; nothing in it counts as stored until that works", folder.display())]
+    Sync {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The bucket does not create atomically.
+    #[error("{url} lets two writers create the same key (If-None-Match is not honoured): use a store that does")]
+    NoCreateIfAbsent {
+        /// The repository.
+        url: String,
+    },
+}
+
+impl RepositoryError {
+    pub(super) fn store(
+        repository: &Repository,
+        key: &str,
+        action: &'static str,
+        source: object_store::Error,
+    ) -> Self {
+        let (url, key) = (repository.url().to_owned(), key.to_owned());
+        match source {
+            object_store::Error::NotFound { .. } => Self::NotFound { url, key },
+            source if is_full(&source) => Self::Full { url, key, source },
+            source => Self::Store { url, key, action, source },
+        }
+    }
+
+    /// Whether the cause is a lack of space, which ends when somebody makes room.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+
+    /// Whether the key does not exist.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+}
+
+/// Looks for "no space" along the chain of causes.
+fn is_full(error: &object_store::Error) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && matches!(
+                io.kind(),
+                io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
+            )
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,198 @@
+//! Where a replica keeps its groups: a folder or a bucket behind [`object_store`].
+//!
+//! Owns the keys ([`keys`]), the opening of a repository by URL ([`open`]), and the one way in which
+//! anything is committed: [`Repository::create`], the creation of a key that did not exist.
+//!
+//! What always holds: an object is never changed after its creation. When `create` answers, object
+//! and directory entries are durable, also when the object was found there already: a crash may
+//! have come between an earlier process's link and its directory sync, so the directories are
+//! synced before an existing object counts. A failure whose outcome is unknown is read back and
+//! compared. Errors name the key and what to do.
+
+mod directories;
+mod error;
+pub mod keys;
+mod open;
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+};
+
+use directories::Directories;
+pub use error::RepositoryError;
+
+/// What became of a [`Repository::create`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Created {
+    /// The key is ours and durable: created now, or found with exactly these bytes.
+    Ours,
+    /// The key holds something else, which is given back.
+    Taken(Bytes),
+}
+
+/// A folder or bucket of groups. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    store: Arc<dyn ObjectStore>,
+    directories: Option<Arc<Directories>>,
+    url: Arc<str>,
+}
+
+impl Repository {
+    /// A repository on any object store that creates atomically when a key is absent. The
+    /// simulator and tests bring their own.
+    #[must_use]
+    pub fn on(store: Arc<dyn ObjectStore>, url: &str) -> Self {
+        Self { store, directories: None, url: url.into() }
+    }
+
+    /// A repository in memory, for tests and simulation.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::on(Arc::new(object_store::memory::InMemory::new()), "memory:")
+    }
+
+    /// The URL it was opened with.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Creates `key` with `bytes`. This is every commit of this crate.
+    ///
+    /// A store may fail after it has created the object (an answer lost, a directory sync failed),
+    /// so every failure is followed by a look at the key.
+    ///
+    /// # Errors
+    /// The object is not known to be durable; it may exist. The caller must not acknowledge and
+    /// must look again before it goes on.
+    pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, RepositoryError> {
+        let path = self.path(key)?;
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let put = self.store.put_opts(&path, PutPayload::from(bytes.clone()), options).await;
+        let failure = match put {
+            Ok(_) => return self.settle(key).await.map(|()| Created::Ours),
+            Err(failure) => failure,
+        };
+        let found = match self.get(key).await {
+            Ok(found) => found,
+            Err(RepositoryError::NotFound { .. }) => {
+                return Err(RepositoryError::store(self, key, "create", failure));
+            }
+            // What is wrong was said by the first failure; the key's state stays unknown.
+            Err(_) => return Err(RepositoryError::store(self, key, "create", failure)),
+        };
+        if found != bytes {
+            self.resync(key).await?;
+            return Ok(Created::Taken(found));
+        }
+        if !matches!(failure, object_store::Error::AlreadyExists { .. }) && self.directories.is_some()
+        {
+            // A sync failed on the way. A second sync of the same pages may succeed without having
+            // written them, so the same bytes are written anew, under the same name.
+            let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+            self.store
+                .put_opts(&path, PutPayload::from(bytes), options)
+                .await
+                .map_err(|source| RepositoryError::store(self, key, "write again", source))?;
+        }
+        self.resync(key).await?;
+        Ok(Created::Ours)
+    }
+
+    /// The whole object.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NotFound`] when the key does not exist, else what the store said.
+    pub async fn get(&self, key: &str) -> Result<Bytes, RepositoryError> {
+        let path = self.path(key)?;
+        let read = async { self.store.get(&path).await?.bytes().await };
+        read.await.map_err(|source| RepositoryError::store(self, key, "read", source))
+    }
+
+    /// Bytes `range` of the object. May be shorter where the object ends early.
+    ///
+    /// # Errors
+    /// As [`Repository::get`].
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RepositoryError> {
+        let path = self.path(key)?;
+        self.store
+            .get_range(&path, range)
+            .await
+            .map_err(|source| RepositoryError::store(self, key, "read", source))
+    }
+
+    /// The last `length` bytes of the object (all of it if it is shorter) and the object's size.
+    ///
+    /// # Errors
+    /// As [`Repository::get`].
+    pub async fn get_suffix(
+        &self,
+        key: &str,
+        length: u64,
+    ) -> Result<(Bytes, u64), RepositoryError> {
+        let path = self.path(key)?;
+        let read = async {
+            let options =
+                GetOptions { range: Some(GetRange::Suffix(length)), ..GetOptions::default() };
+            let result = self.store.get_opts(&path, options).await?;
+            let size = result.meta.size;
+            Ok((result.bytes().await?, size))
+        };
+        read.await.map_err(|source| RepositoryError::store(self, key, "read", source))
+    }
+
+    /// Names of everything directly below `prefix`: for display, and for finding what exists by
+    /// name. Never used to decide what is committed.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub async fn names_below(&self, prefix: &str) -> Result<Vec<String>, RepositoryError> {
+        let path = self.path(prefix)?;
+        let listed = self
+            .store
+            .list_with_delimiter(Some(&path))
+            .await
+            .map_err(|source| RepositoryError::store(self, prefix, "list", source))?;
+        let objects = listed.objects.iter().map(|meta| &meta.location);
+        let mut names: Vec<String> = objects
+            .chain(listed.common_prefixes.iter())
+            .filter_map(|location| location.filename().map(str::to_owned))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Makes directory entries durable that an earlier process may have created and not synced.
+    /// To be called before existing objects below `key`'s folder are acknowledged.
+    ///
+    /// # Errors
+    /// A directory could not be synced: nothing in it may be acknowledged.
+    pub async fn resync(&self, key: &str) -> Result<(), RepositoryError> {
+        match &self.directories {
+            Some(directories) => directories.sync_to(key).await,
+            None => Ok(()),
+        }
+    }
+
+    /// After a create that synced its own folder: the folders above it, once per process.
+    async fn settle(&self, key: &str) -> Result<(), RepositoryError> {
+        match &self.directories {
+            Some(directories) => directories.sync_once(key).await,
+            None => Ok(()),
+        }
+    }
+
+    fn path(&self, key: &str) -> Result<Path, RepositoryError> {
+        keys::check(key)?;
+        Path::parse(key).map_err(|_| RepositoryError::BadKey { key: key.to_owned() })
+    }
+}

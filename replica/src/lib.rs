@@ -5,6 +5,8 @@
 //! is, and [`image`] reads a group's disks as they were at one point.
 #![deny(unsafe_code)]
 
+pub mod group;
 pub mod history;
 pub mod index;
+pub mod receive;
 pub mod repository;

@@ -1,6 +1,7 @@
 //! A base: what a pass gave, and everything that followed until the next.
 
 use afterimage_format::chain::RecordChain;
+use afterimage_format::checkpoint::{CheckpointKind, CheckpointTrigger};
 use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_format::segment::{PassEndBody, SegmentIndex};
 use afterimage_format::wire::ActivePass;
@@ -15,8 +16,10 @@ pub struct Checkpoint {
     pub lsn: Lsn,
     /// The primary's clock, nanoseconds since 1970.
     pub wall_ns: u64,
-    /// Number of the kind of checkpoint (`aux` of the record).
-    pub kind: u32,
+    /// How consistent it is.
+    pub kind: CheckpointKind,
+    /// What made it.
+    pub trigger: CheckpointTrigger,
     /// Its label; empty for none.
     pub label: String,
     /// Bytes written since the base's first readable moment or the checkpoint before.
@@ -86,7 +89,9 @@ impl Base {
     /// First and last readable LSN, if any; `cursor` is the last record that is there.
     #[must_use]
     pub fn readable(&self, cursor: Lsn) -> Option<(Lsn, Lsn)> {
-        let State::Complete(first) = self.state else { return None };
+        let State::Complete(first) = self.state else {
+            return None;
+        };
         let last = self.end.map_or(cursor, |end| Lsn(end.0 - 1));
         (first <= last).then_some((first, last))
     }
@@ -100,7 +105,9 @@ impl Base {
     /// How far its pass is, while it is under way.
     #[must_use]
     pub fn active_pass(&self) -> Option<ActivePass> {
-        let State::Active(progress) = &self.state else { return None };
+        let State::Active(progress) = &self.state else {
+            return None;
+        };
         Some(ActivePass {
             begin: self.begin,
             next_disk: DiskIndex(progress.next.0),
@@ -139,7 +146,10 @@ impl Base {
             }
             return Err(Refusal::PassOutOfStep { pass: header.pass });
         }
-        let first = segment.entries.first().map(|e| (e.record.disk.0, e.record.first_block));
+        let first = segment
+            .entries
+            .first()
+            .map(|e| (e.record.disk.0, e.record.first_block));
         if first.is_some_and(|first| first < progress.next) {
             return Err(Refusal::PassOutOfStep { pass: header.pass });
         }
@@ -147,7 +157,9 @@ impl Base {
     }
 
     pub(super) fn add_blocks(&mut self, segment: &SegmentIndex) {
-        let State::Active(progress) = &mut self.state else { return };
+        let State::Active(progress) = &mut self.state else {
+            return;
+        };
         for entry in &segment.entries {
             let record = &entry.record;
             let count = u64::from(record.block_count);
@@ -160,10 +172,11 @@ impl Base {
 
     /// The primary says that the pass is over.
     pub(super) fn finish(&mut self, body: &PassEndBody, at: Lsn, wall_ns: u64) -> Option<Warning> {
-        let State::Active(progress) = &self.state else { return None };
-        let agrees = progress.blocks == body.blocks
-            && progress.chain == body.chain
-            && progress.lsn_max < at;
+        let State::Active(progress) = &self.state else {
+            return None;
+        };
+        let agrees =
+            progress.blocks == body.blocks && progress.chain == body.chain && progress.lsn_max < at;
         if agrees {
             self.state = State::Complete(at);
             self.readable_wall_ns = wall_ns;

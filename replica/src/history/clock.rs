@@ -8,7 +8,7 @@ use afterimage_format::ids::Lsn;
 use afterimage_format::segment::ClockAnchor;
 
 /// A change of the clock by more than this is a jump. Slewing stays below it.
-pub const JUMP_NS: u64 = 2_000_000_000;
+pub(super) const JUMP_NS: u64 = 2_000_000_000;
 
 /// Records whose times can be compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +35,8 @@ impl Clock {
     pub(super) fn anchor(&mut self, anchor: ClockAnchor) -> bool {
         let before = self.anchor.replace(anchor);
         before.is_some_and(|before| {
-            before.boot_id == anchor.boot_id && offset(anchor).abs_diff(offset(before)) > JUMP_NS.into()
+            before.boot_id == anchor.boot_id
+                && offset(anchor).abs_diff(offset(before)) > JUMP_NS.into()
         })
     }
 
@@ -49,7 +50,12 @@ impl Clock {
             era.last_ns = era.last_ns.max(wall_ns);
             return;
         }
-        self.eras.push(ClockEra { first_lsn: lsn, last_lsn: lsn, first_ns: wall_ns, last_ns: wall_ns });
+        self.eras.push(ClockEra {
+            first_lsn: lsn,
+            last_lsn: lsn,
+            first_ns: wall_ns,
+            last_ns: wall_ns,
+        });
     }
 }
 

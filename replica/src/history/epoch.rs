@@ -101,7 +101,11 @@ impl Epoch {
     /// Where a primary of this epoch goes on.
     #[must_use]
     pub fn resume(&self) -> Resume {
-        let completed = self.bases.iter().rev().find(|base| base.completed_at().is_some());
+        let completed = self
+            .bases
+            .iter()
+            .rev()
+            .find(|base| base.completed_at().is_some());
         Resume {
             epoch: self.number,
             cursor: self.cursor,
@@ -114,18 +118,23 @@ impl Epoch {
     ///
     /// # Errors
     /// Why it does not belong here.
-    pub fn check(&self, segment: &SegmentIndex, disks: &[DiskEntry]) -> Result<Verdict, Refusal> {
+    pub fn check(&self, segment: &SegmentIndex) -> Result<Verdict, Refusal> {
         let header = &segment.header;
         if (header.epoch, header.log) != (self.number, self.log) {
             let (group, epoch, log) = (header.group, header.epoch, header.log);
             return Err(Refusal::Foreign { group, epoch, log });
         }
-        check_disks(segment, disks)?;
-        let append = Verdict::Append { sequence: self.next_sequence };
+        let append = Verdict::Append {
+            sequence: self.next_sequence,
+        };
         if header.kind == SegmentKind::Pass {
             let base = self.bases.last().filter(|base| base.begin == header.pass);
             let base = base.ok_or(Refusal::NoSuchPass { pass: header.pass })?;
-            return Ok(if base.check_blocks(segment)? { append } else { Verdict::Known });
+            return Ok(if base.check_blocks(segment)? {
+                append
+            } else {
+                Verdict::Known
+            });
         }
         let (first, last, cursor) = (header.first_lsn, header.last_lsn, self.cursor.lsn);
         if first > cursor {
@@ -137,13 +146,19 @@ impl Epoch {
             if chain_at(segment, overlap) != self.cursor.chain {
                 return Err(diverged);
             }
-            return Ok(if last == cursor { Verdict::Known } else { append });
+            return Ok(if last == cursor {
+                Verdict::Known
+            } else {
+                append
+            });
         }
         match self.log_segment_with(last) {
             Some(held) if held.last_lsn == last && held.chain_after == header.chain_after => {
                 Ok(Verdict::Known)
             }
-            Some(held) if held.last_lsn > last => Ok(Verdict::Compare { sequence: held.sequence }),
+            Some(held) if held.last_lsn > last => Ok(Verdict::Compare {
+                sequence: held.sequence,
+            }),
             _ => Err(diverged),
         }
     }
@@ -153,13 +168,20 @@ impl Epoch {
         let (first, cursor) = (header.first_lsn, self.cursor.lsn);
         if header.flags.declares_gap {
             let begins = header.pass == first && header.chain_before == RecordChain::BASE;
-            return if begins { Ok(()) } else { Err(Refusal::GapWithoutPass { first }) };
+            return if begins {
+                Ok(())
+            } else {
+                Err(Refusal::GapWithoutPass { first })
+            };
         }
         if first != cursor.next() {
             return Err(Refusal::Gap { first, cursor });
         }
         if header.chain_before != self.cursor.chain {
-            return Err(Refusal::Diverged { first: Lsn(1), last: cursor });
+            return Err(Refusal::Diverged {
+                first: Lsn(1),
+                last: cursor,
+            });
         }
         Ok(())
     }
@@ -194,7 +216,10 @@ impl Epoch {
             return Vec::new();
         }
         let warnings = self.apply_log(ordinal, segment, events);
-        self.cursor = Cursor { lsn: header.last_lsn, chain: header.chain_after };
+        self.cursor = Cursor {
+            lsn: header.last_lsn,
+            chain: header.chain_after,
+        };
         warnings
     }
 
@@ -207,14 +232,20 @@ impl Epoch {
         let header = &segment.header;
         let count = segment.entries.len();
         // Records that a segment before this one brought are not taken twice.
-        let known = (self.cursor.lsn.next().0.saturating_sub(header.first_lsn.0) as usize).min(count);
-        let known = if header.first_lsn > self.cursor.lsn { 0 } else { known };
+        let known =
+            (self.cursor.lsn.next().0.saturating_sub(header.first_lsn.0) as usize).min(count);
+        let known = if header.first_lsn > self.cursor.lsn {
+            0
+        } else {
+            known
+        };
         let mut warnings = Vec::new();
         let mut jumped = self.clock.anchor(header.anchor);
         let mut from = known;
         for (at, entry) in segment.entries.iter().enumerate().skip(known) {
             let record = &entry.record;
-            self.clock.record(record.lsn, record.wall_ns, std::mem::take(&mut jumped));
+            self.clock
+                .record(record.lsn, record.wall_ns, std::mem::take(&mut jumped));
             if record.op == Op::PassBegin && record.lsn == header.pass {
                 if let Some(base) = self.bases.last_mut() {
                     base.index.add_part(ordinal, segment, from, at);
@@ -222,9 +253,12 @@ impl Epoch {
                 }
                 from = at;
                 let after_gap = header.flags.declares_gap && self.cursor.lsn > Lsn::ZERO;
-                self.bases.push(Base::new(record.lsn, record.wall_ns, after_gap));
+                self.bases
+                    .push(Base::new(record.lsn, record.wall_ns, after_gap));
             }
-            let Some(base) = self.bases.last_mut() else { continue };
+            let Some(base) = self.bases.last_mut() else {
+                continue;
+            };
             if record.op.changes_blocks() {
                 base.changed_bytes += u64::from(record.block_count) * BLOCK_SIZE as u64;
             }
@@ -232,16 +266,13 @@ impl Epoch {
                 (Op::PassEnd, Some(Event::PassEnd(body))) if body.begin == base.begin => {
                     warnings.extend(base.finish(body, record.lsn, record.wall_ns));
                 }
-                (Op::Checkpoint, event) => {
-                    let label = match event {
-                        Some(Event::Checkpoint { label }) => label.clone(),
-                        _ => String::new(),
-                    };
+                (Op::Checkpoint, Some(Event::Checkpoint(body))) => {
                     base.checkpoints.push(Checkpoint {
                         lsn: record.lsn,
                         wall_ns: record.wall_ns,
-                        kind: record.aux,
-                        label,
+                        kind: body.kind,
+                        trigger: body.trigger,
+                        label: body.label.clone(),
                         changed_bytes: std::mem::take(&mut base.changed_bytes),
                     });
                 }
@@ -258,20 +289,29 @@ impl Epoch {
 /// Record chain of a segment after its first `records` records.
 pub(crate) fn chain_at(segment: &SegmentIndex, records: usize) -> RecordChain {
     let records = segment.entries.iter().take(records);
-    records.fold(segment.header.chain_before, |chain, entry| chain.extend(&entry.record))
+    records.fold(segment.header.chain_before, |chain, entry| {
+        chain.extend(&entry.record)
+    })
 }
 
-fn check_disks(segment: &SegmentIndex, disks: &[DiskEntry]) -> Result<(), Refusal> {
+/// Checks that every record stays within the disk table.
+///
+/// # Errors
+/// The first that does not.
+pub fn check_disks(segment: &SegmentIndex, disks: &[DiskEntry]) -> Result<(), Refusal> {
     for entry in &segment.entries {
         let record = &entry.record;
         if !record.op.changes_blocks() {
             continue;
         }
-        let blocks = disks.get(usize::from(record.disk.0)).map_or(0, |disk| {
-            disk.size_bytes.div_ceil(BLOCK_SIZE as u64)
-        });
+        let blocks = disks
+            .get(usize::from(record.disk.0))
+            .map_or(0, |disk| disk.size_bytes.div_ceil(BLOCK_SIZE as u64));
         if record.first_block + u64::from(record.block_count) > blocks {
-            return Err(Refusal::OutOfDisk { lsn: record.lsn, disk: record.disk.0 });
+            return Err(Refusal::OutOfDisk {
+                lsn: record.lsn,
+                disk: record.disk.0,
+            });
         }
     }
     Ok(())

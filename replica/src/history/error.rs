@@ -1,5 +1,6 @@
 //! Why a segment is refused, and what is only said.
 
+use afterimage_format::checkpoint::CheckpointBodyError;
 use afterimage_format::ids::{Epoch, GroupId, LogId, Lsn};
 use afterimage_format::segment::EventBodyError;
 use afterimage_format::wire::ErrorCode;
@@ -18,7 +19,9 @@ pub enum Refusal {
         log: LogId,
     },
     /// Records are missing before it and no gap is declared.
-    #[error("the segment begins with record {first}, the last one here is {cursor}; a gap must be declared and begin with a pass")]
+    #[error(
+        "the segment begins with record {first}, the last one here is {cursor}; a gap must be declared and begin with a pass"
+    )]
     Gap {
         /// First record of the segment.
         first: Lsn,
@@ -26,13 +29,17 @@ pub enum Refusal {
         cursor: Lsn,
     },
     /// A declared gap that does not begin with the record of a pass to this sink.
-    #[error("the segment declares a gap, yet its first record {first} does not begin a pass to here")]
+    #[error(
+        "the segment declares a gap, yet its first record {first} does not begin a pass to here"
+    )]
     GapWithoutPass {
         /// First record of the segment.
         first: Lsn,
     },
     /// The same records with other content.
-    #[error("records {first} to {last} are here already with different content: two primaries wrote under one identity; the refused segment is kept, run verify on both sides")]
+    #[error(
+        "records {first} to {last} are here already with different content: two primaries wrote under one identity; the refused segment is kept, run verify on both sides"
+    )]
     Diverged {
         /// First record of the segment.
         first: Lsn,
@@ -59,6 +66,14 @@ pub enum Refusal {
         /// The disk's place in the table.
         disk: u16,
     },
+    /// The body of a checkpoint cannot be read.
+    #[error("record {lsn}: {source}")]
+    Checkpoint {
+        /// The record.
+        lsn: Lsn,
+        /// What is wrong.
+        source: CheckpointBodyError,
+    },
     /// The body of an event cannot be read.
     #[error("record {lsn}: {source}")]
     Body {
@@ -79,7 +94,7 @@ impl Refusal {
             Self::Diverged { .. } => ErrorCode::Diverged,
             Self::NoSuchPass { .. } | Self::PassOutOfStep { .. } => ErrorCode::PassMismatch,
             Self::OutOfDisk { .. } => ErrorCode::Disks,
-            Self::Body { .. } => ErrorCode::BadSegment,
+            Self::Body { .. } | Self::Checkpoint { .. } => ErrorCode::BadSegment,
         }
     }
 }
@@ -88,7 +103,9 @@ impl Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
     /// A pass ended with other numbers than it sent; it gives no base.
-    #[error("the pass that began at record {pass} promised {promised} blocks and {came} came: it is dropped, the primary has to send a new one")]
+    #[error(
+        "the pass that began at record {pass} promised {promised} blocks and {came} came: it is dropped, the primary has to send a new one"
+    )]
     PassMismatch {
         /// The pass.
         pass: Lsn,

@@ -1,6 +1,6 @@
 //! Records of a segment that carry a body the history needs to read.
 
-use afterimage_format::ids::Lsn;
+use afterimage_format::checkpoint::CheckpointBody;
 use afterimage_format::op::Op;
 use afterimage_format::segment::{IndexEntry, PassEndBody, SegmentIndex};
 
@@ -10,10 +10,7 @@ use super::error::Refusal;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// A recovery point is named.
-    Checkpoint {
-        /// Its label; empty for none.
-        label: String,
-    },
+    Checkpoint(CheckpointBody),
     /// A pass has sent its last block.
     PassEnd(PassEndBody),
 }
@@ -41,11 +38,18 @@ impl Events {
         let mut events = Vec::new();
         for ((at, entry), body) in Self::wanted(segment).zip(bodies) {
             let event = match entry.record.op {
-                Op::PassEnd => Event::PassEnd(
-                    PassEndBody::decode(&body)
-                        .map_err(|source| Refusal::Body { lsn: entry.record.lsn, source })?,
-                ),
-                _ => Event::Checkpoint { label: checkpoint_label(entry.record.lsn, &body)? },
+                Op::PassEnd => {
+                    Event::PassEnd(PassEndBody::decode(&body).map_err(|source| Refusal::Body {
+                        lsn: entry.record.lsn,
+                        source,
+                    })?)
+                }
+                _ => Event::Checkpoint(CheckpointBody::decode(&body).map_err(|source| {
+                    Refusal::Checkpoint {
+                        lsn: entry.record.lsn,
+                        source,
+                    }
+                })?),
             };
             events.push((at, event));
         }
@@ -53,10 +57,9 @@ impl Events {
     }
 
     pub(super) fn at(&self, position: usize) -> Option<&Event> {
-        self.0.iter().find(|(at, _)| *at == position).map(|(_, event)| event)
+        self.0
+            .iter()
+            .find(|(at, _)| *at == position)
+            .map(|(_, event)| event)
     }
-}
-
-fn checkpoint_label(_lsn: Lsn, _body: &[u8]) -> Result<String, Refusal> {
-    Ok(String::new())
 }

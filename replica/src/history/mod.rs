@@ -20,7 +20,8 @@ use afterimage_format::manifest::Manifest;
 
 pub use base::{Base, Checkpoint};
 pub use clock::ClockEra;
-pub use epoch::{Epoch, SegmentEntry, Verdict};
+pub(crate) use epoch::chain_at;
+pub use epoch::{Epoch, SegmentEntry, Verdict, check_disks};
 pub use error::{Refusal, Warning};
 pub use events::{Event, Events};
 
@@ -106,6 +107,9 @@ impl History {
     pub fn latest(&self) -> Option<Position> {
         self.readable()
             .next_back()
-            .map(|(epoch, _, _, last)| Position { epoch: epoch.number, lsn: last })
+            .map(|(epoch, _, _, last)| Position {
+                epoch: epoch.number,
+                lsn: last,
+            })
     }
 }

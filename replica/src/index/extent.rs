@@ -32,7 +32,11 @@ impl Extent {
 /// each with its level: at most two of every size.
 pub(super) fn split(mut first: u64, mut count: u64, mut each: impl FnMut(u64, u8)) {
     while count > 0 {
-        let aligned = if first == 0 { 63 } else { first.trailing_zeros() };
+        let aligned = if first == 0 {
+            63
+        } else {
+            first.trailing_zeros()
+        };
         let level = aligned.min(count.ilog2());
         each(first, level as u8);
         first += 1 << level;

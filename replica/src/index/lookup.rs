@@ -41,7 +41,10 @@ struct Version {
     source: Source,
 }
 
-const UNWRITTEN: Version = Version { lsn: 0, source: Source::Nothing };
+const UNWRITTEN: Version = Version {
+    lsn: 0,
+    source: Source::Nothing,
+};
 
 pub(super) fn lookup(
     runs: &[Arc<Run>],
@@ -65,13 +68,7 @@ pub(super) fn lookup(
 
 /// Of each aligned range from `start` to below `end`: the newest extent not newer than `at`.
 /// Skips over the other versions by searching, so that a hot block costs no more than a cold one.
-fn newest_each(
-    extents: &[Extent],
-    start: u64,
-    end: u64,
-    at: u64,
-    mut each: impl FnMut(&Extent),
-) {
+fn newest_each(extents: &[Extent], start: u64, end: u64, at: u64, mut each: impl FnMut(&Extent)) {
     let mut rest = &extents[extents.partition_point(|extent| extent.block < start)..];
     while let Some(first) = rest.first()
         && first.block < end
@@ -113,7 +110,10 @@ fn overlay(versions: &mut [Version], first_block: u64, extent: &Extent, level: u
         } else {
             Source::Zero
         };
-        *version = Version { lsn: extent.lsn, source };
+        *version = Version {
+            lsn: extent.lsn,
+            source,
+        };
     }
 }
 
@@ -126,16 +126,24 @@ fn join(first_block: u64, versions: &[Version]) -> Vec<Piece> {
             piece.block_count += 1;
             continue;
         }
-        pieces.push(Piece { first_block: block, block_count: 1, source: version.source });
+        pieces.push(Piece {
+            first_block: block,
+            block_count: 1,
+            source: version.source,
+        });
     }
     pieces
 }
 
 fn continues(piece: &Piece, next: Source) -> bool {
     match (piece.source, next) {
-        (Source::Data { segment, position }, Source::Data { segment: same, position: here }) => {
-            segment == same && position as usize + piece.block_count == here as usize
-        }
+        (
+            Source::Data { segment, position },
+            Source::Data {
+                segment: same,
+                position: here,
+            },
+        ) => segment == same && position as usize + piece.block_count == here as usize,
         (Source::Nothing, Source::Nothing) | (Source::Zero, Source::Zero) => true,
         _ => false,
     }

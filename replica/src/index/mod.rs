@@ -65,18 +65,22 @@ impl Index {
                 continue;
             }
             let has_data = record.op == Op::Write;
-            extent::split(record.first_block, u64::from(record.block_count), |block, level| {
-                let offset = (block - record.first_block) as u32;
-                extents.push(Extent {
-                    block,
-                    lsn: record.lsn.0,
-                    segment: ordinal.0,
-                    position: if has_data { here + offset } else { 0 },
-                    disk: record.disk.0,
-                    level,
-                    has_data,
-                });
-            });
+            extent::split(
+                record.first_block,
+                u64::from(record.block_count),
+                |block, level| {
+                    let offset = (block - record.first_block) as u32;
+                    extents.push(Extent {
+                        block,
+                        lsn: record.lsn.0,
+                        segment: ordinal.0,
+                        position: if has_data { here + offset } else { 0 },
+                        disk: record.disk.0,
+                        level,
+                        has_data,
+                    });
+                },
+            );
         }
         if extents.is_empty() {
             return;
@@ -89,7 +93,9 @@ impl Index {
     /// What is known now, to be read at any LSN up to the last added.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot { runs: self.runs.as_slice().into() }
+        Snapshot {
+            runs: self.runs.as_slice().into(),
+        }
     }
 
     /// Extents held, 32 bytes each.

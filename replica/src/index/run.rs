@@ -27,7 +27,11 @@ impl Run {
             }
         }
         let lsn_first = extents.iter().map(|extent| extent.lsn).min().unwrap_or(0);
-        Self { extents, levels, lsn_first }
+        Self {
+            extents,
+            levels,
+            lsn_first,
+        }
     }
 
     /// One run with everything of several. The sort finds the sorted parts and merges them.

@@ -23,7 +23,10 @@ pub(super) struct Directories {
 
 impl Directories {
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, synced: Mutex::default() }
+        Self {
+            root,
+            synced: Mutex::default(),
+        }
     }
 
     /// Syncs each folder from the repository's own to that of `key` which this process has not
@@ -31,7 +34,10 @@ impl Directories {
     pub(super) async fn sync_once(&self, key: &str) -> Result<(), RepositoryError> {
         let wanted: Vec<PathBuf> = {
             let synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-            folders(&self.root, key).into_iter().filter(|folder| !synced.contains(folder)).collect()
+            folders(&self.root, key)
+                .into_iter()
+                .filter(|folder| !synced.contains(folder))
+                .collect()
         };
         self.sync(wanted).await
     }
@@ -62,12 +68,18 @@ impl Directories {
                 Ok(done) => done?,
                 Err(failed) => {
                     let source = io::Error::other(failed);
-                    return Err(RepositoryError::Sync { folder: self.root.clone(), source });
+                    return Err(RepositoryError::Sync {
+                        folder: self.root.clone(),
+                        source,
+                    });
                 }
             },
             Err(_) => work()?,
         };
-        self.synced.lock().unwrap_or_else(PoisonError::into_inner).extend(done);
+        self.synced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(done);
         Ok(())
     }
 }

@@ -38,7 +38,9 @@ pub enum RepositoryError {
         key: String,
     },
     /// The repository has no room.
-    #[error("{url} is full: {key} could not be stored; free space there, replication then resumes by itself ({source})")]
+    #[error(
+        "{url} is full: {key} could not be stored; free space there, replication then resumes by itself ({source})"
+    )]
     Full {
         /// The repository.
         url: String,
@@ -68,7 +70,9 @@ pub enum RepositoryError {
         source: io::Error,
     },
     /// The bucket does not create atomically.
-    #[error("{url} lets two writers create the same key (If-None-Match is not honoured): use a store that does")]
+    #[error(
+        "{url} lets two writers create the same key (If-None-Match is not honoured): use a store that does"
+    )]
     NoCreateIfAbsent {
         /// The repository.
         url: String,
@@ -86,7 +90,12 @@ impl RepositoryError {
         match source {
             object_store::Error::NotFound { .. } => Self::NotFound { url, key },
             source if is_full(&source) => Self::Full { url, key, source },
-            source => Self::Store { url, key, action, source },
+            source => Self::Store {
+                url,
+                key,
+                action,
+                source,
+            },
         }
     }
 

@@ -52,7 +52,11 @@ pub fn segment(group: GroupId, epoch: Epoch, sequence: u64) -> String {
 /// Key for content that was refused because its identity is taken by other content.
 #[must_use]
 pub fn conflict(group: GroupId, epoch: Epoch, content: &blake3::Hash) -> String {
-    format!("{GROUPS}/{group}/conflicts/{:010}-{}", epoch.0, content.to_hex())
+    format!(
+        "{GROUPS}/{group}/conflicts/{:010}-{}",
+        epoch.0,
+        content.to_hex()
+    )
 }
 
 /// Checks that a key is made of plain parts only: whatever reaches the store passes here.
@@ -60,10 +64,15 @@ pub fn conflict(group: GroupId, epoch: Epoch, content: &blake3::Hash) -> String 
 /// # Errors
 /// [`RepositoryError::BadKey`].
 pub(super) fn check(key: &str) -> Result<(), RepositoryError> {
-    if key.split('/').all(|part| part.len() <= 128 && is_plain(part)) {
+    if key
+        .split('/')
+        .all(|part| part.len() <= 128 && is_plain(part))
+    {
         return Ok(());
     }
-    Err(RepositoryError::BadKey { key: key.to_owned() })
+    Err(RepositoryError::BadKey {
+        key: key.to_owned(),
+    })
 }
 
 fn is_plain(part: &str) -> bool {

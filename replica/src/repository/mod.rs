@@ -51,7 +51,11 @@ impl Repository {
     /// simulator and tests bring their own.
     #[must_use]
     pub fn on(store: Arc<dyn ObjectStore>, url: &str) -> Self {
-        Self { store, directories: None, url: url.into() }
+        Self {
+            store,
+            directories: None,
+            url: url.into(),
+        }
     }
 
     /// A repository in memory, for tests and simulation.
@@ -76,8 +80,14 @@ impl Repository {
     /// must look again before it goes on.
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, RepositoryError> {
         let path = self.path(key)?;
-        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-        let put = self.store.put_opts(&path, PutPayload::from(bytes.clone()), options).await;
+        let options = PutOptions {
+            mode: PutMode::Create,
+            ..PutOptions::default()
+        };
+        let put = self
+            .store
+            .put_opts(&path, PutPayload::from(bytes.clone()), options)
+            .await;
         let failure = match put {
             Ok(_) => return self.settle(key).await.map(|()| Created::Ours),
             Err(failure) => failure,
@@ -94,11 +104,15 @@ impl Repository {
             self.resync(key).await?;
             return Ok(Created::Taken(found));
         }
-        if !matches!(failure, object_store::Error::AlreadyExists { .. }) && self.directories.is_some()
+        if !matches!(failure, object_store::Error::AlreadyExists { .. })
+            && self.directories.is_some()
         {
             // A sync failed on the way. A second sync of the same pages may succeed without having
             // written them, so the same bytes are written anew, under the same name.
-            let options = PutOptions { mode: PutMode::Overwrite, ..PutOptions::default() };
+            let options = PutOptions {
+                mode: PutMode::Overwrite,
+                ..PutOptions::default()
+            };
             self.store
                 .put_opts(&path, PutPayload::from(bytes), options)
                 .await
@@ -115,7 +129,8 @@ impl Repository {
     pub async fn get(&self, key: &str) -> Result<Bytes, RepositoryError> {
         let path = self.path(key)?;
         let read = async { self.store.get(&path).await?.bytes().await };
-        read.await.map_err(|source| RepositoryError::store(self, key, "read", source))
+        read.await
+            .map_err(|source| RepositoryError::store(self, key, "read", source))
     }
 
     /// Bytes `range` of the object. May be shorter where the object ends early.
@@ -141,13 +156,16 @@ impl Repository {
     ) -> Result<(Bytes, u64), RepositoryError> {
         let path = self.path(key)?;
         let read = async {
-            let options =
-                GetOptions { range: Some(GetRange::Suffix(length)), ..GetOptions::default() };
+            let options = GetOptions {
+                range: Some(GetRange::Suffix(length)),
+                ..GetOptions::default()
+            };
             let result = self.store.get_opts(&path, options).await?;
             let size = result.meta.size;
             Ok((result.bytes().await?, size))
         };
-        read.await.map_err(|source| RepositoryError::store(self, key, "read", source))
+        read.await
+            .map_err(|source| RepositoryError::store(self, key, "read", source))
     }
 
     /// Names of everything directly below `prefix`: for display, and for finding what exists by
@@ -193,6 +211,8 @@ impl Repository {
 
     fn path(&self, key: &str) -> Result<Path, RepositoryError> {
         keys::check(key)?;
-        Path::parse(key).map_err(|_| RepositoryError::BadKey { key: key.to_owned() })
+        Path::parse(key).map_err(|_| RepositoryError::BadKey {
+            key: key.to_owned(),
+        })
     }
 }

@@ -35,9 +35,13 @@ impl Repository {
             repository.probe().await?;
             repository
         } else {
-            return Err(RepositoryError::BadUrl { url: url.to_owned() });
+            return Err(RepositoryError::BadUrl {
+                url: url.to_owned(),
+            });
         };
-        repository.create(MARKER, Bytes::from_static(MARKER_CONTENT)).await?;
+        repository
+            .create(MARKER, Bytes::from_static(MARKER_CONTENT))
+            .await?;
         Ok(repository)
     }
 
@@ -54,15 +58,19 @@ impl Repository {
         } else if url.starts_with("s3://") {
             open_bucket(url)?
         } else {
-            return Err(RepositoryError::BadUrl { url: url.to_owned() });
+            return Err(RepositoryError::BadUrl {
+                url: url.to_owned(),
+            });
         };
         repository.get(MARKER).await?;
         Ok(repository)
     }
 
     fn open_folder(folder: &FsPath, url: &str) -> Result<Self, RepositoryError> {
-        create_durably(folder)
-            .map_err(|source| RepositoryError::Folder { folder: folder.to_path_buf(), source })?;
+        create_durably(folder).map_err(|source| RepositoryError::Folder {
+            folder: folder.to_path_buf(),
+            source,
+        })?;
         Self::on_folder(folder, url)
     }
 
@@ -87,8 +95,12 @@ impl Repository {
     async fn probe(&self) -> Result<(), RepositoryError> {
         let key = Path::from(format!("probe-{}", uuid::Uuid::new_v4()));
         let put = |content: &'static [u8]| {
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            self.store.put_opts(&key, PutPayload::from_static(content), options)
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..PutOptions::default()
+            };
+            self.store
+                .put_opts(&key, PutPayload::from_static(content), options)
         };
         let wrap =
             |source| RepositoryError::store(self, key.as_ref(), "probe the bucket with", source);
@@ -99,7 +111,9 @@ impl Repository {
         match second {
             Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(source) => Err(wrap(source)),
-            Ok(_) => Err(RepositoryError::NoCreateIfAbsent { url: self.url().to_owned() }),
+            Ok(_) => Err(RepositoryError::NoCreateIfAbsent {
+                url: self.url().to_owned(),
+            }),
         }
     }
 
@@ -126,7 +140,9 @@ fn open_bucket(url: &str) -> Result<Repository, RepositoryError> {
     let rest = url.strip_prefix("s3://").unwrap_or(url);
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(RepositoryError::BadUrl { url: url.to_owned() });
+        return Err(RepositoryError::BadUrl {
+            url: url.to_owned(),
+        });
     }
     let plain = std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://"));
     let store = AmazonS3Builder::from_env()

@@ -1,0 +1,115 @@
+//! What receives segments and commits them: the only writer of a repository.
+//!
+//! A hello leads to a [`Session`] or to a new epoch ([`hello`]); a segment is checked byte by byte
+//! ([`Verified`]), placed in the history, committed by the creation of its key, applied, and only
+//! then acknowledged ([`session`]). [`server`] carries this over TLS, [`direct`] within a process.
+//!
+//! What always holds: one session per group counts at a time. A newer hello waits for the commit
+//! under way, then takes over; whatever the older session says afterwards is refused. Nothing is
+//! acknowledged that is not durable; after any doubt the history is read again from the repository
+//! before a hello is answered. Time is passed in and nothing is spawned here.
+
+mod error;
+mod hello;
+mod peer;
+mod session;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use afterimage_format::ids::GroupId;
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::watch;
+
+use crate::group::{Group, GroupError};
+use crate::repository::Repository;
+
+pub use error::IngestError;
+pub use hello::Opened;
+pub use peer::Peer;
+pub use session::{Session, Verified};
+
+/// The receiving side of a repository. One per process and repository; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Receiver {
+    repository: Repository,
+    slots: Arc<Mutex<HashMap<GroupId, Arc<Slot>>>>,
+}
+
+/// One group's place: its history, and which session counts.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Held while a hello is answered and while a segment is committed.
+    turn: AsyncMutex<Option<Arc<Group>>>,
+    /// Number of the session that counts.
+    generation: watch::Sender<u64>,
+    /// Generations given out.
+    issued: AtomicU64,
+}
+
+impl Slot {
+    /// A new session's number; from now on no other counts.
+    fn take_over(&self) -> u64 {
+        let generation = self.issued.fetch_add(1, Ordering::Relaxed) + 1;
+        self.generation.send_replace(generation);
+        generation
+    }
+
+    fn counts(&self, generation: u64) -> bool {
+        *self.generation.borrow() == generation
+    }
+}
+
+impl Receiver {
+    /// The receiving side of this repository.
+    #[must_use]
+    pub fn new(repository: Repository) -> Self {
+        Self {
+            repository,
+            slots: Arc::default(),
+        }
+    }
+
+    /// The repository.
+    #[must_use]
+    pub const fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// A group with its history as this process keeps it: loaded at the first call, followed by
+    /// the intake from then on.
+    ///
+    /// # Errors
+    /// It does not exist or cannot be read.
+    pub async fn group(&self, id: GroupId) -> Result<Arc<Group>, GroupError> {
+        let slot = self.slot(id);
+        let mut turn = slot.turn.lock().await;
+        if let Some(group) = &*turn {
+            return Ok(group.clone());
+        }
+        let group = Arc::new(Group::load(&self.repository, id).await?);
+        *turn = Some(group.clone());
+        Ok(group)
+    }
+
+    /// A group by its name.
+    ///
+    /// # Errors
+    /// As [`Receiver::group`].
+    pub async fn group_by_name(&self, name: &str) -> Result<Arc<Group>, GroupError> {
+        let binding = crate::group::read_binding(&self.repository, name).await?;
+        let binding = binding.ok_or_else(|| GroupError::Unknown {
+            group: name.to_owned(),
+        })?;
+        self.group(binding.group).await
+    }
+
+    fn slot(&self, id: GroupId) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(id).or_default().clone()
+    }
+}

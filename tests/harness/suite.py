@@ -1,0 +1,92 @@
+"""Runs the scripts of a folder one by one: `python3 -m harness.suite FOLDER [NAME...]`.
+
+Each script is a process in a process group of its own, with its output in
+target/test-logs/FOLDER/NAME.log and a time limit (a line `# limit: SECONDS` in
+the script changes it). Whatever is left of its group afterwards is ended by the
+group's id and counts as a failure. The last line is `N passed, N failed`.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+LOGS = TESTS.parent / "target/test-logs"
+LIMIT_SECONDS = 300
+NOT_SCRIPTS = {"__init__", "image", "guest"}
+
+
+def scripts(folder, names):
+    """The scripts of a folder, or those of them whose name contains one of `names`."""
+    every = sorted(path for path in (TESTS / folder).glob("*.py") if path.stem not in NOT_SCRIPTS)
+    return [path for path in every if not names or any(name in path.stem for name in names)]
+
+
+def limit_seconds(path):
+    """The script's own time limit."""
+    stated = re.search(r"^# limit: (\d+)", path.read_text(), re.MULTILINE)
+    return int(stated.group(1)) if stated else LIMIT_SECONDS
+
+
+def end_group(group):
+    """End what is left of a process group; returns whether there was anything."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+        return True
+    except ProcessLookupError:
+        return False
+
+
+def run_script(path, log_path):
+    """Run one script; returns None when it passed, else why it failed."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    with open(log_path, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            start_new_session=True, env=environment,
+        )
+        try:
+            code = process.wait(limit_seconds(path))
+        except subprocess.TimeoutExpired:
+            end_group(process.pid)
+            process.wait()
+            return f"not done after {limit_seconds(path)} s"
+        except BaseException:
+            end_group(process.pid)
+            raise
+    left_over = end_group(process.pid)
+    if code != 0:
+        return f"exit code {code}"
+    return "left processes behind" if left_over else None
+
+
+def main():
+    """Run, report, and end with 1 if anything failed."""
+    folder, names = sys.argv[1], sys.argv[2:]
+    logs = LOGS / folder
+    logs.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    passed = failed = 0
+    for path in scripts(folder, names):
+        began = time.monotonic()
+        log_path = logs / f"{path.stem}.log"
+        problem = run_script(path, log_path)
+        took = time.monotonic() - began
+        if problem is None:
+            passed += 1
+            print(f"ok    {folder}/{path.stem}  ({took:.1f} s)", flush=True)
+        else:
+            failed += 1
+            print(f"FAIL  {folder}/{path.stem}  ({took:.1f} s): {problem}; all of it in {log_path}", flush=True)
+            tail = log_path.read_text(errors="replace").splitlines()[-40:]
+            print("\n".join(f"      | {line}" for line in tail), flush=True)
+    print(f"{passed} passed, {failed} failed", flush=True)
+    sys.exit(1 if failed or not passed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@
 use anyhow::{Context as _, bail};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use serde::Serialize;
 use std::fs::{self, OpenOptions};
@@ -72,7 +72,15 @@ pub fn authority(out: &Path) -> anyhow::Result<Written> {
 /// # Errors
 /// As [`authority`], and when the authority cannot be read.
 pub fn server(hosts: &[String], files: &CertFiles) -> anyhow::Result<Written> {
-    leaf("server", hosts, ExtendedKeyUsagePurpose::ServerAuth, files)
+    let params = CertificateParams::new(hosts.to_vec())
+        .with_context(|| format!("a name among {hosts:?} cannot stand in a certificate"))?;
+    leaf(
+        "server",
+        params,
+        hosts,
+        ExtendedKeyUsagePurpose::ServerAuth,
+        files,
+    )
 }
 
 /// Makes a primary's certificate for `groups`.
@@ -80,12 +88,24 @@ pub fn server(hosts: &[String], files: &CertFiles) -> anyhow::Result<Written> {
 /// # Errors
 /// As [`authority`], and when the authority cannot be read.
 pub fn client(groups: &[String], files: &CertFiles) -> anyhow::Result<Written> {
-    leaf("client", groups, ExtendedKeyUsagePurpose::ClientAuth, files)
+    let mut params = CertificateParams::default();
+    for group in groups {
+        let uri = format!("afterimage://{group}").try_into()?;
+        params.subject_alt_names.push(SanType::URI(uri));
+    }
+    leaf(
+        "client",
+        params,
+        groups,
+        ExtendedKeyUsagePurpose::ClientAuth,
+        files,
+    )
 }
 
 fn leaf(
     kind: &str,
-    sans: &[String],
+    mut params: CertificateParams,
+    names: &[String],
     purpose: ExtendedKeyUsagePurpose,
     files: &CertFiles,
 ) -> anyhow::Result<Written> {
@@ -103,9 +123,7 @@ fn leaf(
     let ca_key = KeyPair::from_pem(&ca_key).context("ca.key holds no usable key")?;
     let issuer =
         Issuer::from_ca_cert_pem(&ca_cert, ca_key).context("ca.pem holds no usable certificate")?;
-    let mut params = CertificateParams::new(sans.to_vec())
-        .with_context(|| format!("a name among {sans:?} cannot stand in a certificate"))?;
-    if let Some(first) = sans.first() {
+    if let Some(first) = names.first() {
         params.distinguished_name.push(DnType::CommonName, first);
     }
     params.use_authority_key_identifier_extension = true;

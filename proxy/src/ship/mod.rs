@@ -1,9 +1,9 @@
 //! Shipping: durable records out of the log, cut into segments, sent to a sink, acknowledged.
 //!
 //! One task per (group, sink). Follow a record: [`source`] reads it from the log once it is
-//! durable, `cutter` puts it into a segment, `session` sends the segment within a window of
+//! durable, [`cutter`] puts it into a segment, [`session`] sends the segment within a window of
 //! unacknowledged bytes through a [`sink`], and reports what came back durable to the group
-//! through its [`port`]. A sink that lacks records the log no longer has gets a `pass`.
+//! through its [`port`]. A sink that lacks records the log no longer has gets a [`pass`].
 //!
 //! Always holds: nothing leaves this site before the log is durable up to it; what is reported as
 //! acknowledged has been acknowledged as durable; memory is bounded by the window, one segment
@@ -11,10 +11,18 @@
 //! error ends the session, is shown in [`status`], and is followed by a new one after a pause.
 
 pub mod codec;
+pub mod cutter;
+pub mod pass;
 pub mod port;
+pub mod rate;
+pub mod remote;
+pub mod resume;
+pub mod session;
 pub mod sink;
 pub mod source;
 pub mod status;
+pub mod task;
+mod window;
 
 use std::future::Future;
 use std::pin::Pin;

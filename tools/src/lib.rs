@@ -12,7 +12,7 @@ pub mod quickstart;
 use anyhow::Context as _;
 use api::client::Client;
 use cli::output::Output;
-use cli::{Cli, Command, ConfigCommand};
+use cli::{Cli, Command, ConfigCommand, SegmentCommand};
 use config::{Config, ConfigError};
 use std::process::ExitCode;
 
@@ -65,6 +65,11 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
             load()?;
             anyhow::bail!("not built yet")
         }
+        Command::Segment(SegmentCommand::Inspect {
+            file,
+            records,
+            check,
+        }) => commands::segment_inspect::run(&file, records, check, output),
         _ => anyhow::bail!("not built yet"),
     }
 }

@@ -5,5 +5,6 @@ pub mod attach_help;
 pub mod cert;
 pub mod config_check;
 pub mod manual;
+pub mod segment_inspect;
 pub mod simple;
 pub mod status;

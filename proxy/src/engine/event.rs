@@ -1,7 +1,7 @@
 //! What the owner of an engine asks besides requests, and what the engine tells it.
 
 use super::request::PassRead;
-use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
+use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_format::op::Op;
 
 /// Chosen by the owner with a command; returned with the events about it.

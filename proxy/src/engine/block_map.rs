@@ -1,0 +1,142 @@
+//! Where in the ring the newest version of a block lies.
+//!
+//! Always holds: an entry's ring block belongs to a frame that has not been released; an entry goes
+//! only if its LSN is the one that was destaged or that a newer zeroing makes void. In memory only.
+
+use afterimage_format::ids::{DiskIndex, Lsn};
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
+
+/// A block of a disk, in one word: disk numbers stay below 64 and block numbers below 2^51.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) struct BlockKey(u64);
+
+impl BlockKey {
+    pub(super) const fn new(disk: DiskIndex, block: u64) -> Self {
+        Self((disk.0 as u64) << 52 | block)
+    }
+
+    pub(super) const fn disk(self) -> DiskIndex {
+        DiskIndex((self.0 >> 52) as u16)
+    }
+
+    pub(super) const fn block(self) -> u64 {
+        self.0 & ((1 << 52) - 1)
+    }
+}
+
+/// The newest version of a block that lies in the ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Version {
+    pub(super) lsn: Lsn,
+    /// Block of the ring's frame area.
+    pub(super) ring_block: u32,
+    /// Some version of this block, not necessarily this one, is on its way to the backing.
+    pub(super) destaging: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct BlockMap {
+    versions: HashMap<BlockKey, Version>,
+}
+
+impl BlockMap {
+    /// A map that takes as many blocks as the ring holds without a new allocation.
+    pub(super) fn with_capacity(blocks: usize) -> Self {
+        Self {
+            versions: HashMap::with_capacity(blocks),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    pub(super) fn get(&self, key: BlockKey) -> Option<Version> {
+        if self.versions.is_empty() {
+            return None;
+        }
+        self.versions.get(&key).copied()
+    }
+
+    /// A new newest version. What is on its way to the backing stays so.
+    pub(super) fn insert(&mut self, key: BlockKey, lsn: Lsn, ring_block: u32) {
+        match self.versions.entry(key) {
+            Entry::Occupied(mut entry) => {
+                let version = entry.get_mut();
+                debug_assert!(
+                    version.lsn < lsn,
+                    "versions come in the order of their LSNs"
+                );
+                version.lsn = lsn;
+                version.ring_block = ring_block;
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Version {
+                    lsn,
+                    ring_block,
+                    destaging: false,
+                });
+            }
+        }
+    }
+
+    /// A version of this block is being written to the backing.
+    pub(super) fn begin_destage(&mut self, key: BlockKey) {
+        if let Some(version) = self.versions.get_mut(&key) {
+            version.destaging = true;
+        }
+    }
+
+    /// The version with this LSN is in the backing. Returns whether the entry went.
+    pub(super) fn end_destage(&mut self, key: BlockKey, lsn: Lsn) -> bool {
+        let Some(version) = self.versions.get_mut(&key) else {
+            return false;
+        };
+        version.destaging = false;
+        if version.lsn != lsn {
+            return false;
+        }
+        self.versions.remove(&key);
+        true
+    }
+
+    /// Drops the entry if its version is this one (a newer zeroing made it void).
+    pub(super) fn remove_version(&mut self, key: BlockKey, lsn: Lsn) {
+        if self.get(key).is_some_and(|version| version.lsn == lsn) {
+            self.versions.remove(&key);
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (BlockKey, Version)> + '_ {
+        self.versions.iter().map(|(key, version)| (*key, *version))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: BlockKey = BlockKey::new(DiskIndex(63), (1 << 51) - 1);
+
+    #[test]
+    fn a_key_keeps_disk_and_block() {
+        assert_eq!(KEY.disk(), DiskIndex(63));
+        assert_eq!(KEY.block(), (1 << 51) - 1);
+    }
+
+    #[test]
+    fn an_entry_goes_only_with_its_own_version() {
+        let mut map = BlockMap::with_capacity(4);
+        map.insert(KEY, Lsn(1), 10);
+        map.begin_destage(KEY);
+        map.insert(KEY, Lsn(2), 11);
+        let version = map.get(KEY).expect("present");
+        assert_eq!((version.lsn, version.ring_block), (Lsn(2), 11));
+        assert!(version.destaging, "the older version is still on its way");
+        assert!(!map.end_destage(KEY, Lsn(1)));
+        assert!(!map.get(KEY).expect("still present").destaging);
+        assert!(map.end_destage(KEY, Lsn(2)));
+        assert_eq!(map.get(KEY), None);
+    }
+}

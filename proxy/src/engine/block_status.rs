@@ -1,0 +1,114 @@
+//! What is allocated and what reads as zero: the backing's own word, under what the ring knows.
+
+use super::Engine;
+use super::block_map::BlockKey;
+use super::request::{Extent, ReplyBody, RequestError, RequestId};
+use crate::io::{FileId, Storage};
+use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex};
+use rangemap::RangeMap;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+/// Most bytes that one answer describes: bounds the work of a request. NBD lets an answer be short.
+const SPAN_MAX: u64 = 1 << 30;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct State {
+    hole: bool,
+    zero: bool,
+}
+
+const HOLE: State = State {
+    hole: true,
+    zero: true,
+};
+const DATA: State = State {
+    hole: false,
+    zero: false,
+};
+
+impl<S: Storage> Engine<S> {
+    pub(super) fn submit_block_status(
+        &mut self,
+        id: RequestId,
+        disk: DiskIndex,
+        offset: u64,
+        len: u64,
+        extents_max: u32,
+    ) {
+        let result = self
+            .block_status(disk, offset, len.min(SPAN_MAX), extents_max.max(1) as usize)
+            .map(ReplyBody::Extents)
+            .map_err(|error| {
+                tracing::error!(disk = disk.0, offset, %error, "allocation of the backing cannot be read");
+                RequestError::Io
+            });
+        self.reply(id, result);
+    }
+
+    fn block_status(
+        &mut self,
+        disk: DiskIndex,
+        offset: u64,
+        len: u64,
+        extents_max: usize,
+    ) -> std::io::Result<Vec<Extent>> {
+        let runs = self
+            .storage
+            .allocated(FileId::backing(disk), offset, len, extents_max)?;
+        // Behind the last run that was asked for nothing is known.
+        let end = match runs.last() {
+            Some(last) if runs.len() >= extents_max => last.end,
+            _ => offset + len,
+        };
+        let mut states: RangeMap<u64, State> = RangeMap::new();
+        states.insert(offset..end, HOLE);
+        for run in runs {
+            states.insert(run, DATA);
+        }
+        let blocks = offset >> BLOCK_SHIFT..end.div_ceil(BLOCK);
+        for (range, zeroing) in self.zeroes.overlapping(disk, blocks.clone()) {
+            let bytes =
+                (range.start << BLOCK_SHIFT).max(offset)..(range.end << BLOCK_SHIFT).min(end);
+            if bytes.start < bytes.end {
+                let hole = zeroing.hole;
+                states.insert(bytes, State { hole, zero: true });
+            }
+        }
+        let mut in_ring = |block: u64, lsn| {
+            if self
+                .zeroes
+                .get(disk, block)
+                .is_none_or(|zeroed| zeroed < lsn)
+            {
+                let start = block << BLOCK_SHIFT;
+                let bytes = start.max(offset)..(start + BLOCK).min(end);
+                if bytes.start < bytes.end {
+                    states.insert(bytes, DATA);
+                }
+            }
+        };
+        if (self.map.len() as u64) < blocks.end - blocks.start {
+            for (key, version) in self.map.iter() {
+                if key.disk() == disk && blocks.contains(&key.block()) {
+                    in_ring(key.block(), version.lsn);
+                }
+            }
+        } else {
+            for block in blocks {
+                if let Some(version) = self.map.get(BlockKey::new(disk, block)) {
+                    in_ring(block, version.lsn);
+                }
+            }
+        }
+        Ok(states
+            .iter()
+            .take(extents_max)
+            .map(|(range, state)| Extent {
+                len: range.end - range.start,
+                hole: state.hole,
+                zero: state.zero,
+                dirty: true,
+            })
+            .collect())
+    }
+}

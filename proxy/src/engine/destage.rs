@@ -1,0 +1,553 @@
+//! Destage: writing what the log has durably to the backings, oldest first.
+//!
+//! A cursor walks over the durable records. Blocks that are still the newest version are chosen,
+//! sorted and joined; a superseded version is skipped if what supersedes it is durable, waited for
+//! otherwise (or written, when the log has no room and waiting would be for ever). A zeroing is a
+//! barrier: everything before it is in the backing first, nothing behind it goes until it is.
+//! Always holds: nothing above the log's durable LSN is chosen; never two operations in flight that
+//! overlap; every record up to `destaged` is in the backings or superseded by a durable one above;
+//! every record up to `synced` is so durably. A ring frame is released when it is destaged.
+
+use super::Engine;
+use super::block_map::BlockKey;
+use super::event::EngineEvent;
+use super::request::Now;
+use super::ring::{FrameState, RecordInfo, byte_offset};
+use super::token::Purpose;
+use crate::io::{FileId, Operation, RingSpan, Source, Storage};
+use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex, Lsn};
+use afterimage_format::op::Op;
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+
+/// Blocks chosen, sorted and joined at a time.
+const BATCH_BLOCKS: usize = 2048;
+/// Most blocks of one write to a backing (each may be a run of ring memory of its own).
+const JOIN_BLOCKS_MAX: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Destage {
+    /// The next record to be looked at.
+    cursor: Lsn,
+    /// Everything up to here is in the backings.
+    pub(super) destaged: Lsn,
+    /// Everything up to here is durably in the backings.
+    pub(super) synced: Lsn,
+    /// Everything up to here is to be destaged whatever the ring's level.
+    goal: Lsn,
+    /// The ring is over its high mark and not under its low mark yet.
+    over_mark: bool,
+    /// Chosen, not submitted: sorted.
+    ready: VecDeque<DestageOp>,
+    in_flight: Slab<DestageOp>,
+    chosen: Vec<Chosen>,
+    /// Backings written to since their last sync was submitted.
+    unsynced: Vec<bool>,
+    sync: Option<BackingSync>,
+    /// A failed sync has been made up for; only another sync tells whether it worked.
+    resync: bool,
+    /// A zeroing is on its way: nothing behind it may go.
+    barrier: bool,
+    retry: Retry,
+}
+
+/// A block on its way.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Chosen {
+    key: BlockKey,
+    lsn: Lsn,
+    ring_block: u32,
+}
+
+#[derive(Debug)]
+enum DestageOp {
+    /// Neighbouring blocks of one disk.
+    Blocks(Vec<Chosen>),
+    Zero {
+        lsn: Lsn,
+        record: RecordInfo,
+    },
+}
+
+#[derive(Debug)]
+struct BackingSync {
+    covers: Lsn,
+    left: usize,
+    failed: Option<(DiskIndex, i32)>,
+}
+
+/// When a failing backing is tried again.
+#[derive(Debug, Default)]
+struct Retry {
+    at_ns: Option<u64>,
+    wait_ns: u64,
+    failing_since_ns: Option<u64>,
+}
+
+impl Destage {
+    pub(super) fn new(next: Lsn, synced: Lsn, disks: usize) -> Self {
+        let recovered = Lsn(next.0 - 1);
+        Self {
+            cursor: next,
+            destaged: recovered,
+            synced: synced.max(recovered),
+            goal: Lsn::ZERO,
+            over_mark: false,
+            ready: VecDeque::new(),
+            in_flight: Slab::new(),
+            chosen: Vec::with_capacity(BATCH_BLOCKS),
+            unsynced: vec![false; disks],
+            sync: None,
+            resync: false,
+            barrier: false,
+            retry: Retry::default(),
+        }
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.in_flight.is_empty() && self.ready.is_empty()
+    }
+
+    pub(super) fn syncing(&self) -> bool {
+        self.sync.is_some()
+    }
+
+    /// The last record that has been chosen.
+    pub(super) fn chosen_up_to(&self) -> Lsn {
+        Lsn(self.cursor.0 - 1)
+    }
+
+    pub(super) fn failing_since_ns(&self) -> Option<u64> {
+        self.retry.failing_since_ns
+    }
+
+    pub(super) fn none_in_flight(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// The time of the next attempt has come.
+    pub(super) fn end_backoff(&mut self) {
+        self.retry.at_ns = None;
+    }
+
+    pub(super) fn mark_unsynced(&mut self, disk: DiskIndex) {
+        self.unsynced[usize::from(disk.0)] = true;
+    }
+
+    /// The backings are to be synced again at once.
+    pub(super) fn resync(&mut self) {
+        self.resync = true;
+    }
+
+    /// Whether a failed operation waits for its next attempt.
+    pub(super) fn backing_off(&self, now: Now) -> bool {
+        self.retry.at_ns.is_some_and(|at| now.monotonic_ns < at)
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// What destage may touch: the durable records; all of them when there is no log any more.
+    fn destage_bound(&self) -> Lsn {
+        if self.failure.detached {
+            self.ring.appended()
+        } else {
+            self.commit.durable
+        }
+    }
+
+    pub(super) fn destage_deadline(&self) -> Option<u64> {
+        if let Some(at) = self.destage.retry.at_ns {
+            return Some(at);
+        }
+        if self.failure.log_errno != 0 && !self.failure.detached {
+            // What is not durable will never be; only durable records age.
+            return self.age_deadline().filter(|_| {
+                self.destage.destaged < self.commit.durable
+                    && self.destage.goal < self.commit.durable
+            });
+        }
+        self.age_deadline()
+            .filter(|_| self.destage.goal <= self.destage.destaged)
+    }
+
+    fn age_deadline(&self) -> Option<u64> {
+        let frame = self.ring.oldest_above(self.destage.destaged)?;
+        Some(frame.opened_ns + self.config.destage_age_ns)
+    }
+
+    /// Decides how far destage is to go now.
+    fn set_goal(&mut self, now: Now) {
+        let bound = self.destage_bound();
+        let area = self.ring.area_blocks();
+        let used = self.ring.used_blocks();
+        if used > area / 2 {
+            self.destage.over_mark = true;
+        } else if used <= area / 8 * 3 {
+            self.destage.over_mark = false;
+        }
+        let aged = self
+            .age_deadline()
+            .is_some_and(|deadline| now.monotonic_ns >= deadline);
+        let log_full = self.commit.blocked
+            || self.space.blocks_above(self.destage.destaged) > self.space.area_blocks() / 4 * 3;
+        let all = aged
+            || log_full
+            || self.failure.detached
+            || self.command.draining()
+            || self.writes.waits_for_room();
+        if all {
+            self.destage.goal = bound;
+        }
+    }
+
+    pub(super) fn pump_destage(&mut self, now: Now) {
+        self.release_frames();
+        if self.redo.is_some() || self.destage.backing_off(now) {
+            return;
+        }
+        self.destage.retry.at_ns = None;
+        self.set_goal(now);
+        loop {
+            while self.destage.in_flight.len() < self.config.destage_depth
+                && let Some(op) = self.destage.ready.pop_front()
+            {
+                self.submit_destage(op);
+            }
+            if !self.destage.ready.is_empty() || !self.choose() {
+                break;
+            }
+        }
+        self.advance_destaged();
+        self.release_frames();
+    }
+
+    /// Chooses a batch. Returns whether anything is ready now.
+    fn choose(&mut self) -> bool {
+        let bound = self.destage_bound();
+        debug_assert!(self.destage.chosen.is_empty());
+        if self.destage.barrier {
+            return false;
+        }
+        while self.destage.cursor <= bound
+            && (self.destage.over_mark || self.destage.cursor <= self.destage.goal)
+            && self.destage.chosen.len() < BATCH_BLOCKS
+        {
+            let lsn = self.destage.cursor;
+            let record = *self.ring.record(lsn);
+            match record.op {
+                Op::Write => {
+                    if !self.choose_blocks(lsn, &record) {
+                        break;
+                    }
+                }
+                Op::Zero | Op::Trim => {
+                    if !self.destage.chosen.is_empty() || !self.destage.is_quiet() {
+                        break;
+                    }
+                    self.destage.barrier = true;
+                    self.ring.record(lsn).pending = 1;
+                    self.destage
+                        .ready
+                        .push_back(DestageOp::Zero { lsn, record });
+                    self.destage.cursor = lsn.next();
+                    return true;
+                }
+                _ => {}
+            }
+            self.destage.cursor = lsn.next();
+        }
+        self.join_chosen();
+        !self.destage.ready.is_empty()
+    }
+
+    /// Chooses the blocks of one write. Returns false, with nothing chosen, if one of them must
+    /// wait.
+    fn choose_blocks(&mut self, lsn: Lsn, record: &RecordInfo) -> bool {
+        let before = self.destage.chosen.len();
+        let bound = self.destage_bound();
+        let mut skipped = 0;
+        for index in 0..record.block_count {
+            let block = record.first_block + u64::from(index);
+            let key = BlockKey::new(record.disk, block);
+            let Some(version) = self.map.get(key) else {
+                // Void since a zeroing that is durable, or it would still be there.
+                skipped += 1;
+                continue;
+            };
+            let newest = self
+                .zeroes
+                .get(record.disk, block)
+                .map_or(version.lsn, |zeroed| zeroed.max(version.lsn));
+            if newest > lsn && newest <= bound {
+                skipped += 1;
+                continue;
+            }
+            let superseded = newest > lsn;
+            if version.destaging || (superseded && !self.commit.blocked) {
+                self.commit.wanted |= superseded;
+                self.destage.chosen.truncate(before);
+                return false;
+            }
+            self.destage.chosen.push(Chosen {
+                key,
+                lsn,
+                ring_block: record.ring_block + index,
+            });
+        }
+        for chosen in &self.destage.chosen[before..] {
+            self.map.begin_destage(chosen.key);
+        }
+        let pending = self.destage.chosen.len() - before;
+        self.ring.record(lsn).pending = u32::try_from(pending).expect("a record has few blocks");
+        self.status.destage_skipped_blocks += skipped;
+        // What a zeroing made void goes from the map with the last version before it.
+        for index in 0..record.block_count {
+            let block = record.first_block + u64::from(index);
+            if self
+                .zeroes
+                .get(record.disk, block)
+                .is_some_and(|zeroed| zeroed > lsn && zeroed <= bound)
+            {
+                self.map
+                    .remove_version(BlockKey::new(record.disk, block), lsn);
+            }
+        }
+        true
+    }
+
+    fn join_chosen(&mut self) {
+        self.destage.chosen.sort_unstable();
+        let mut run: Vec<Chosen> = Vec::new();
+        for index in 0..self.destage.chosen.len() {
+            let next = self.destage.chosen[index];
+            let joins = run.last().is_some_and(|last: &Chosen| {
+                last.key.disk() == next.key.disk()
+                    && last.key.block() + 1 == next.key.block()
+                    && run.len() < JOIN_BLOCKS_MAX
+            });
+            if !joins && !run.is_empty() {
+                let run = std::mem::take(&mut run);
+                self.destage.ready.push_back(DestageOp::Blocks(run));
+            }
+            run.push(next);
+        }
+        if !run.is_empty() {
+            self.destage.ready.push_back(DestageOp::Blocks(run));
+        }
+        self.destage.chosen.clear();
+    }
+
+    fn submit_destage(&mut self, op: DestageOp) {
+        let operation = match &op {
+            DestageOp::Blocks(run) => self.destage_write(run),
+            DestageOp::Zero { record, .. } => self.zero_operation(record),
+        };
+        self.status.destage_writes += 1;
+        let slot = self.destage.in_flight.insert(op);
+        self.storage
+            .submit(Purpose::Destage(slot).token(), operation);
+    }
+
+    fn destage_write(&self, run: &[Chosen]) -> Operation {
+        let key = run[0].key;
+        let mut spans: Vec<RingSpan> = Vec::new();
+        for chosen in run {
+            let offset = byte_offset(chosen.ring_block) as u64;
+            let valid = self.valid_bytes(chosen.key.disk(), chosen.key.block());
+            let len = u32::try_from(valid).expect("at most a block");
+            match spans.last_mut() {
+                Some(last) if last.offset + u64::from(last.len) == offset => last.len += len,
+                _ => spans.push(RingSpan { offset, len }),
+            }
+        }
+        Operation::Write {
+            file: FileId::backing(key.disk()),
+            offset: key.block() << BLOCK_SHIFT,
+            source: match spans.as_slice() {
+                [span] => Source::Ring(*span),
+                _ => Source::Gather(spans),
+            },
+            dsync: false,
+        }
+    }
+
+    pub(super) fn zero_operation(&self, record: &RecordInfo) -> Operation {
+        let file = FileId::backing(record.disk);
+        let offset = record.first_block << BLOCK_SHIFT;
+        let end = self.disk_sizes[usize::from(record.disk.0)]
+            .min((record.first_block + u64::from(record.block_count)) << BLOCK_SHIFT);
+        let len = end - offset;
+        if record.op == Op::Trim {
+            Operation::PunchHole { file, offset, len }
+        } else {
+            Operation::WriteZeroes { file, offset, len }
+        }
+    }
+
+    pub(super) fn destage_done(&mut self, now: Now, slot: usize, result: io::Result<usize>) {
+        let Some(op) = self.destage.in_flight.try_remove(slot) else {
+            return;
+        };
+        let disk = match &op {
+            DestageOp::Blocks(run) => run[0].key.disk(),
+            DestageOp::Zero { record, .. } => record.disk,
+        };
+        // Also a failed write may have changed the backing.
+        self.destage.unsynced[usize::from(disk.0)] = true;
+        if let Err(error) = result {
+            self.destage.ready.push_front(op);
+            self.backing_failed(now, disk, &error);
+            return;
+        }
+        self.backing_works();
+        match op {
+            DestageOp::Blocks(run) => {
+                for chosen in &run {
+                    if self.map.end_destage(chosen.key, chosen.lsn) {
+                        self.edges.block_left_ring(chosen.key);
+                    }
+                    self.ring.record(chosen.lsn).pending -= 1;
+                }
+                self.status.destaged_bytes += (run.len() * BLOCK_SIZE) as u64;
+            }
+            DestageOp::Zero { lsn, record } => {
+                self.destage.barrier = false;
+                let blocks = record.first_block..record.first_block + u64::from(record.block_count);
+                self.zeroes.destaged(record.disk, blocks.clone(), lsn);
+                self.edges.range_left_ring(record.disk, &blocks);
+                self.ring.record(lsn).pending -= 1;
+            }
+        }
+        self.advance_destaged();
+    }
+
+    fn advance_destaged(&mut self) {
+        while self.destage.destaged < self.destage.chosen_up_to() {
+            let next = self.destage.destaged.next();
+            if self.ring.record(next).pending > 0 {
+                break;
+            }
+            self.destage.destaged = next;
+        }
+    }
+
+    /// Gives back the ring frames whose content the log has durably and the backings have.
+    fn release_frames(&mut self) {
+        let detached = self.failure.detached;
+        while let Some(frame) = self.ring.frames.front()
+            && (frame.state == FrameState::Written
+                || (detached && frame.state == FrameState::Closed))
+            && (detached || frame.last_lsn() <= self.commit.durable)
+            && frame.last_lsn() <= self.destage.destaged
+        {
+            self.ring.release_front();
+        }
+    }
+
+    /// An operation on a backing failed: it is tried again after a while.
+    pub(super) fn backing_failed(&mut self, now: Now, disk: DiskIndex, error: &io::Error) {
+        self.status.backing_errors += 1;
+        let errno = super::failure::errno_of(error);
+        let retry = &mut self.destage.retry;
+        if self.failure.backing_errno == 0 {
+            tracing::error!(disk = disk.0, %error, "the backing fails; it is tried again, the log keeps what it lacks");
+            self.events
+                .push(EngineEvent::BackingFailing { disk, errno });
+        }
+        self.failure.backing_errno = errno;
+        retry.failing_since_ns.get_or_insert(now.monotonic_ns);
+        if retry.at_ns.is_none() {
+            retry.wait_ns = (retry.wait_ns * 2).clamp(
+                self.config.backing_retry_ns,
+                self.config.backing_retry_max_ns,
+            );
+            retry.at_ns = Some(now.monotonic_ns + retry.wait_ns);
+        }
+    }
+
+    /// An operation on a backing succeeded.
+    pub(super) fn backing_works(&mut self) {
+        if self.failure.backing_errno != 0 && self.destage.retry.at_ns.is_none() {
+            self.failure.backing_errno = 0;
+            self.destage.retry = Retry::default();
+            self.events.push(EngineEvent::BackingRecovered);
+        }
+    }
+
+    /// Nothing waits to be destaged that could be.
+    pub(super) fn destage_idle(&self) -> bool {
+        self.destage.is_quiet() && self.destage.destaged >= self.destage_bound()
+    }
+
+    /// Syncs the backings when the log needs it, when all is destaged, or when draining.
+    pub(super) fn pump_backing_sync(&mut self, now: Now) {
+        let Destage {
+            destaged, synced, ..
+        } = self.destage;
+        if self.destage.sync.is_some()
+            || self.redo.is_some()
+            || destaged <= synced
+            || self.destage.backing_off(now)
+        {
+            return;
+        }
+        let due = self.destage.resync
+            || self.destage_idle()
+            || self.commit.blocked
+            || self.failure.detached
+            || self.space.blocks_above(synced) > self.space.area_blocks() / 4;
+        if !due {
+            return;
+        }
+        let disks: Vec<u16> = (0..)
+            .zip(&self.destage.unsynced)
+            .filter(|(_, unsynced)| **unsynced)
+            .map(|(disk, _)| disk)
+            .collect();
+        if disks.is_empty() {
+            self.destage.synced = destaged;
+            return;
+        }
+        self.destage.resync = false;
+        self.destage.sync = Some(BackingSync {
+            covers: destaged,
+            left: disks.len(),
+            failed: None,
+        });
+        for disk in disks {
+            self.destage.unsynced[usize::from(disk)] = false;
+            self.status.backing_syncs += 1;
+            let file = FileId::backing(DiskIndex(disk));
+            self.storage
+                .submit(Purpose::BackingSync(disk).token(), Operation::Sync { file });
+        }
+    }
+
+    pub(super) fn backing_synced(&mut self, now: Now, disk: DiskIndex, result: io::Result<usize>) {
+        let Some(sync) = &mut self.destage.sync else {
+            return;
+        };
+        sync.left -= 1;
+        if let Err(error) = result {
+            self.destage.unsynced[usize::from(disk.0)] = true;
+            sync.failed = Some((disk, super::failure::errno_of(&error)));
+        }
+        if sync.left > 0 {
+            return;
+        }
+        let (covers, failed) = (sync.covers, sync.failed);
+        self.destage.sync = None;
+        match failed {
+            None => {
+                self.backing_works();
+                self.destage.synced = covers;
+                self.release_waiters();
+            }
+            Some((disk, errno)) => {
+                self.backing_failed(now, disk, &io::Error::from_raw_os_error(errno));
+                self.begin_redo();
+            }
+        }
+    }
+}

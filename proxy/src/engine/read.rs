@@ -1,0 +1,261 @@
+//! Reads of clients and of passes: the newest of ring and backing.
+//!
+//! Always holds: what lies in the ring (or reads as zero) when a read is submitted is copied then;
+//! only the rest comes from the backing, which has it since before the read was submitted. So a
+//! version that goes from the ring to the backing meanwhile is never missed.
+
+use super::Engine;
+use super::block_map::BlockKey;
+use super::event::{EngineEvent, Ticket};
+use super::request::{PassRead, ReplyBody, RequestError, RequestId};
+use super::ring::byte_offset;
+use super::token::Purpose;
+use crate::io::buffer::AlignedBuffer;
+use crate::io::{FileId, Operation, Storage};
+use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex, Lsn};
+use slab::Slab;
+use std::io;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// Where the newest version of a block is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Newest {
+    /// In this block of the ring's frame area.
+    Ring(u32),
+    /// Nowhere: it reads as zero.
+    Zero,
+    Backing,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    slots: Slab<ReadOp>,
+    /// Reads that wait until the backing is whole again (`redo.rs`).
+    held: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct ReadOp {
+    what: Reader,
+    disk: DiskIndex,
+    first_block: u64,
+    blocks: usize,
+    /// Bytes within the disk, from the first block on.
+    valid: usize,
+    /// Copies of what was newer than the backing; the whole range long if there is any.
+    side: Option<AlignedBuffer>,
+    /// For each block whether `side` has it. Empty if `side` is `None`.
+    in_side: Vec<bool>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Reader {
+    Client {
+        id: RequestId,
+        start: usize,
+        len: usize,
+    },
+    Pass {
+        ticket: Ticket,
+        lsn: Lsn,
+    },
+}
+
+impl Reads {
+    pub(super) fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+}
+
+impl<S: Storage> Engine<S> {
+    /// Where the newest version of a block is now.
+    pub(super) fn newest(&self, disk: DiskIndex, block: u64) -> Newest {
+        let version = self.map.get(BlockKey::new(disk, block));
+        let zeroed = self.zeroes.get(disk, block);
+        match (version, zeroed) {
+            (Some(version), Some(zeroed)) if zeroed > version.lsn => Newest::Zero,
+            (Some(version), _) => Newest::Ring(version.ring_block),
+            (None, Some(_)) => Newest::Zero,
+            (None, None) => Newest::Backing,
+        }
+    }
+
+    pub(super) fn submit_read(&mut self, id: RequestId, disk: DiskIndex, offset: u64, len: u32) {
+        let first_block = offset >> BLOCK_SHIFT;
+        let len = len as usize;
+        let start = (offset % BLOCK) as usize;
+        let blocks = (start + len).div_ceil(BLOCK_SIZE);
+        self.start_read(Reader::Client { id, start, len }, disk, first_block, blocks);
+    }
+
+    /// Reads whole blocks for a pass. Answered with [`EngineEvent::PassRead`].
+    pub fn pass_read(&mut self, ticket: Ticket, disk: DiskIndex, first_block: u64, blocks: u32) {
+        let lsn = self.ring.appended();
+        self.start_read(
+            Reader::Pass { ticket, lsn },
+            disk,
+            first_block,
+            blocks as usize,
+        );
+    }
+
+    fn start_read(&mut self, what: Reader, disk: DiskIndex, first_block: u64, blocks: usize) {
+        let mut buffer = self.pool.take(blocks * BLOCK_SIZE);
+        let mut from_backing = 0;
+        for index in 0..blocks {
+            let at = index * BLOCK_SIZE;
+            match self.newest(disk, first_block + index as u64) {
+                Newest::Ring(ring_block) => buffer[at..at + BLOCK_SIZE]
+                    .copy_from_slice(self.storage.ring(byte_offset(ring_block), BLOCK_SIZE)),
+                Newest::Zero => buffer[at..at + BLOCK_SIZE].fill(0),
+                Newest::Backing => from_backing += 1,
+            }
+        }
+        if from_backing == 0 {
+            self.finish_read(what, disk, first_block, Ok(buffer));
+            return;
+        }
+        let disk_left =
+            self.disk_sizes[usize::from(disk.0)].saturating_sub(first_block << BLOCK_SHIFT);
+        let valid = usize::try_from(disk_left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let (buffer, side, in_side) = if from_backing == blocks {
+            (buffer, None, Vec::new())
+        } else {
+            let in_side = (0..blocks)
+                .map(|index| self.newest(disk, first_block + index as u64) != Newest::Backing)
+                .collect();
+            (self.pool.take(blocks * BLOCK_SIZE), Some(buffer), in_side)
+        };
+        let slot = self.reads.slots.insert(ReadOp {
+            what,
+            disk,
+            first_block,
+            blocks,
+            valid,
+            side,
+            in_side,
+        });
+        if self.redo.is_some() {
+            self.pool.give(buffer);
+            self.reads.held.push(slot);
+        } else {
+            self.submit_backing_read(slot, buffer);
+        }
+    }
+
+    fn submit_backing_read(&mut self, slot: usize, buffer: AlignedBuffer) {
+        let read = &self.reads.slots[slot];
+        self.storage.submit(
+            Purpose::Read(slot).token(),
+            Operation::Read {
+                file: FileId::backing(read.disk),
+                offset: read.first_block << BLOCK_SHIFT,
+                buffer,
+            },
+        );
+    }
+
+    /// The backing is whole again: what was held back is read.
+    pub(super) fn release_held_reads(&mut self) {
+        for slot in std::mem::take(&mut self.reads.held) {
+            let buffer = self.pool.take(self.reads.slots[slot].blocks * BLOCK_SIZE);
+            self.submit_backing_read(slot, buffer);
+        }
+    }
+
+    /// The backing cannot be made whole for now.
+    pub(super) fn fail_held_reads(&mut self) {
+        for slot in std::mem::take(&mut self.reads.held) {
+            let read = self.reads.slots.remove(slot);
+            if let Some(side) = read.side {
+                self.pool.give(side);
+            }
+            let error = io::Error::from_raw_os_error(self.failure.backing_errno);
+            self.finish_read(read.what, read.disk, read.first_block, Err(error));
+        }
+    }
+
+    pub(super) fn read_done(
+        &mut self,
+        slot: usize,
+        result: io::Result<usize>,
+        buffer: Option<AlignedBuffer>,
+    ) {
+        let (Some(read), Some(mut buffer)) = (self.reads.slots.try_remove(slot), buffer) else {
+            return;
+        };
+        let result = match result {
+            Ok(bytes) if bytes >= read.valid => Ok(()),
+            Ok(bytes) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                BackingShort {
+                    disk: read.disk,
+                    end: (read.first_block << BLOCK_SHIFT) + bytes as u64,
+                },
+            )),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            self.status.backing_errors += 1;
+            self.pool.give(buffer);
+            if let Some(side) = read.side {
+                self.pool.give(side);
+            }
+            self.finish_read(read.what, read.disk, read.first_block, Err(error));
+            return;
+        }
+        buffer[read.valid..].fill(0);
+        if let Some(side) = read.side {
+            for (index, _) in read.in_side.iter().enumerate().filter(|(_, has)| **has) {
+                let at = index * BLOCK_SIZE..(index + 1) * BLOCK_SIZE;
+                buffer[at.clone()].copy_from_slice(&side[at]);
+            }
+            self.pool.give(side);
+        }
+        self.finish_read(read.what, read.disk, read.first_block, Ok(buffer));
+    }
+
+    fn finish_read(
+        &mut self,
+        what: Reader,
+        disk: DiskIndex,
+        first_block: u64,
+        result: io::Result<AlignedBuffer>,
+    ) {
+        match what {
+            Reader::Client { id, start, len } => {
+                let result = match result {
+                    Ok(buffer) => {
+                        self.status.read_bytes += len as u64;
+                        Ok(ReplyBody::Data { buffer, start, len })
+                    }
+                    Err(error) => {
+                        tracing::error!(disk = disk.0, first_block, %error, "read of the backing failed");
+                        Err(RequestError::Io)
+                    }
+                };
+                self.reply(id, result);
+            }
+            Reader::Pass { ticket, lsn } => {
+                let durable_after = self.ring.appended();
+                let result = result.map(|data| PassRead {
+                    disk,
+                    first_block,
+                    lsn,
+                    durable_after,
+                    data,
+                });
+                self.events.push(EngineEvent::PassRead { ticket, result });
+            }
+        }
+    }
+}
+
+/// The backing ends before the disk does.
+#[derive(Debug, thiserror::Error)]
+#[error("the backing of disk {} ends at byte {end}, before the disk does", disk.0)]
+struct BackingShort {
+    disk: DiskIndex,
+    end: u64,
+}

@@ -263,7 +263,7 @@ class ResendingClient:
             count = min(256, self.blocks - first)
             content = read(first * BLOCK, count * BLOCK)
             for block in range(first, first + count):
-                self._verify_block(block, content[(block - first) * BLOCK:][:BLOCK], self.answered[block])
+                self.verify_block(block, content[(block - first) * BLOCK:][:BLOCK])
 
     def verify_without_resend(self, read):
         """Compare every written block when the client never came back.
@@ -273,9 +273,11 @@ class ResendingClient:
         """
         for block in range(self.blocks):
             if self.answered[block]:
-                self._verify_block(block, read(block * BLOCK, BLOCK), self._next_version[block])
+                self.verify_block(block, read(block * BLOCK, BLOCK), self._next_version[block])
 
-    def _verify_block(self, block, seen, newest):
+    def verify_block(self, block, seen, newest=None):
+        """Compare one block: it must hold the version answered last, or up to `newest`."""
         answered = self.answered[block]
+        newest = answered if newest is None else newest
         if not any(seen == block_content(self.seed, block, version) for version in range(answered, newest + 1)):
             raise CheckFailed(f"block {block} does not hold version {answered}, which was answered")

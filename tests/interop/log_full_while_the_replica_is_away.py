@@ -1,0 +1,53 @@
+"""The replica is away and the log fills: the guest goes on, and a new pass heals the gap.
+
+Points from before stay restorable all the time, `points` shows the gap, and points
+after it are exact.
+"""
+
+from harness.model import Disk, same_content
+from harness.process import expect, say, scratch, wait_until
+from harness.sites import Certificates, primary, replica
+
+SIZE = 32 << 20
+
+with scratch() as folder:
+    certificates = Certificates(folder / "ca")
+    dr = replica(folder, certificates)
+    with dr, primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": SIZE}},
+                     log="32MiB", ring="8MiB") as site:
+        disk = Disk(site.socket, "vm1/vda", SIZE)
+        for _ in range(100):
+            disk.write_somewhere()
+        site.checkpoint("before")
+        before = bytes(disk.content)
+        site.wait_shipped()
+        dr.stop()
+        say("the replica is away")
+
+        written = 0
+        while written < 160 << 20:  # five times the log
+            disk.write(disk.dice.randrange(0, SIZE // 4096 - 256) * 4096, disk.dice.randbytes(1 << 20))
+            written += 1 << 20
+        disk.flush()
+        status = site.group_status()
+        expect(status["targets"][0]["gap"], f"the target's state says that there is a gap: {status}")
+        expect(status["state"] != "running" or status["reason"], f"the group says so: {status}")
+        say("the log has overflowed and the guest went on")
+
+        dr.start()
+        wait_until(lambda: site.group_status()["targets"][0]["state"] in ("copying", "shipping"), "the replica")
+        same_content("before, during the pass", dr.restore("before", folder / "a") / "vda.raw", before)
+        for _ in range(50):
+            disk.write_somewhere()
+        site.wait_shipped()
+        site.checkpoint("after")
+        site.wait_shipped()
+
+        points = dr.points()
+        expect(len(points["spans"]) >= 2, f"the points show the gap: {points['spans']}")
+        expect(points["spans"][0]["last_lsn"] < points["spans"][1]["first_lsn"] - 1, f"a gap: {points['spans']}")
+        same_content("before, afterwards", dr.restore("before", folder / "b") / "vda.raw", before)
+        same_content("after", dr.restore("after", folder / "c") / "vda.raw", bytes(disk.content))
+        lost = points["spans"][1]["first_lsn"] - 1
+        dr.cli("restore", f"vm1@lsn:{lost}", folder / "d", ok=1)
+        expect(not (folder / "d/vda.raw").exists(), "no file for a point within the gap")

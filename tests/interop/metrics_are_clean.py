@@ -1,0 +1,37 @@
+"""promtool finds nothing to say about /metrics; the names of the manual are there; no API on TCP."""
+
+import urllib.error
+import urllib.request
+
+from harness.nbd_client import Connection
+from harness.process import expect, expect_equal, run, scratch
+from harness.server import Afterimage
+
+NAMES = """build_info group_state recoverable_timestamp_seconds replication_backlog_bytes log_size_bytes
+log_unshipped_bytes log_undestaged_bytes ring_used_bytes ring_size_bytes write_stall_seconds_total
+nbd_request_duration_seconds nbd_connections log_sync_duration_seconds shipped_bytes_total
+segment_payload_bytes_total checkpoints_total last_checkpoint_timestamp_seconds""".split()
+
+with scratch() as folder, Afterimage(folder) as server:
+    with Connection(server.socket).open_export("vm1/vda") as client:
+        client.write(0, b"x" * 65536)
+        client.flush()
+        client.read(0, 4096)
+        server.checkpoint("one")
+        server.wait_shipped()
+        base = f"http://127.0.0.1:{server.metrics_port}"
+        text = urllib.request.urlopen(f"{base}/metrics", timeout=30).read().decode()
+    checked = run("promtool", "check", "metrics", input=text)
+    expect_equal((checked.stdout + checked.stderr).strip(), "", "promtool's remarks")
+    for name in NAMES:
+        expect(f"\nafterimage_{name}" in f"\n{text}", f"afterimage_{name} is exported")
+    expect_equal(urllib.request.urlopen(f"{base}/healthz", timeout=30).status, 200, "healthz")
+    for path in ["/v1/status", "/v1/groups/vm1/points", "/"]:
+        try:
+            urllib.request.urlopen(base + path, timeout=30)
+        except urllib.error.HTTPError as error:
+            expect_equal(error.code, 404, f"{path} over TCP")
+        else:
+            expect(False, f"{path} is answered over TCP")
+    mode = (server.folder / "api.sock").stat().st_mode & 0o777
+    expect_equal(oct(mode), oct(0o600), "mode of the API's socket")

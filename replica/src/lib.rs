@@ -7,6 +7,8 @@
 
 pub mod group;
 pub mod history;
+pub mod image;
 pub mod index;
+pub mod points;
 pub mod receive;
 pub mod repository;

@@ -60,6 +60,8 @@ pub struct Base {
     pub checkpoints: Vec<Checkpoint>,
     /// Clock at the first readable record.
     pub readable_wall_ns: u64,
+    /// Clock of the newest record.
+    pub last_wall_ns: u64,
     /// Bytes that records wrote since the last checkpoint.
     pub(super) changed_bytes: u64,
     pub(super) index: Index,
@@ -75,6 +77,7 @@ impl Base {
             end: None,
             checkpoints: Vec::new(),
             readable_wall_ns: 0,
+            last_wall_ns: begin_wall_ns,
             changed_bytes: 0,
             index: Index::default(),
             state: State::Active(Progress {

@@ -30,6 +30,8 @@ pub struct SegmentEntry {
     pub index_hash: [u8; 32],
     /// Length of the object.
     pub stored_bytes: u64,
+    /// Log: lowest clock of a record, nanoseconds since 1970. Pass: 0.
+    pub wall_min_ns: u64,
 }
 
 /// What is to be done with a segment that is not refused.
@@ -65,6 +67,8 @@ pub struct Epoch {
     pub bases: Vec<Base>,
     /// Segments, in the order of their keys.
     pub segments: Vec<SegmentEntry>,
+    /// The disk table: the newest manifest's of those under which this was the newest epoch.
+    pub disks: Vec<DiskEntry>,
     /// Whether a terminator stands behind the last segment.
     pub ended: bool,
     next_sequence: u64,
@@ -72,7 +76,7 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    pub(super) fn new(entry: &EpochEntry) -> Self {
+    pub(super) fn new(entry: &EpochEntry, disks: &[DiskEntry]) -> Self {
         Self {
             number: entry.epoch,
             log: entry.log,
@@ -80,6 +84,7 @@ impl Epoch {
             cursor: Cursor::default(),
             bases: Vec::new(),
             segments: Vec::new(),
+            disks: disks.to_vec(),
             ended: false,
             next_sequence: entry.first_seq,
             clock: Clock::default(),
@@ -90,6 +95,17 @@ impl Epoch {
     #[must_use]
     pub const fn next_sequence(&self) -> u64 {
         self.next_sequence
+    }
+
+    /// The segment of this key.
+    #[must_use]
+    pub fn segment(&self, sequence: u64) -> Option<&SegmentEntry> {
+        let at = self
+            .segments
+            .partition_point(|segment| segment.sequence < sequence);
+        self.segments
+            .get(at)
+            .filter(|segment| segment.sequence == sequence)
     }
 
     /// Clock eras, in order.
@@ -206,6 +222,12 @@ impl Epoch {
             chain_after: header.chain_after,
             index_hash: segment.footer.index_hash,
             stored_bytes: segment.footer.total_len,
+            wall_min_ns: segment
+                .entries
+                .iter()
+                .map(|e| e.record.wall_ns)
+                .min()
+                .unwrap_or(0),
         });
         self.next_sequence += 1;
         if header.kind == SegmentKind::Pass {
@@ -259,6 +281,7 @@ impl Epoch {
             let Some(base) = self.bases.last_mut() else {
                 continue;
             };
+            base.last_wall_ns = record.wall_ns;
             if record.op.changes_blocks() {
                 base.changed_bytes += u64::from(record.block_count) * BLOCK_SIZE as u64;
             }

@@ -53,14 +53,24 @@ impl History {
     /// A history in which nothing has been shipped yet.
     #[must_use]
     pub fn new(manifest: Manifest) -> Self {
-        let epochs = manifest.epochs.iter().map(Epoch::new).collect();
-        Self { manifest, epochs }
+        let epochs = manifest
+            .epochs
+            .iter()
+            .map(|entry| Epoch::new(entry, &manifest.disks));
+        Self {
+            epochs: epochs.collect(),
+            manifest,
+        }
     }
 
     /// Takes over a manifest with more epochs.
     pub fn advance(&mut self, manifest: Manifest) {
-        for entry in &manifest.epochs[self.epochs.len().min(manifest.epochs.len())..] {
-            self.epochs.push(Epoch::new(entry));
+        let known = self.epochs.len().min(manifest.epochs.len());
+        for entry in &manifest.epochs[known..] {
+            self.epochs.push(Epoch::new(entry, &manifest.disks));
+        }
+        if let Some(newest) = self.epochs.last_mut() {
+            newest.disks.clone_from(&manifest.disks);
         }
         self.manifest = manifest;
     }

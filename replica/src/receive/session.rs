@@ -239,9 +239,7 @@ impl Session {
         let expected = {
             let history = self.group.history();
             let epoch = history.epoch(self.epoch);
-            epoch
-                .and_then(|e| e.segments.iter().find(|s| s.sequence == sequence))
-                .copied()
+            epoch.and_then(|epoch| epoch.segment(sequence)).copied()
         };
         let expected = expected.ok_or_else(|| GroupError::Missing { key: key.clone() })?;
         let held = read_index_checked(self.group.repository(), &key, &expected).await?;

@@ -1,0 +1,228 @@
+//! Reading an image: pieces to chunks, chunks to bytes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+
+use super::cache::{ChunkTable, SegmentId};
+use super::{Image, ImageError, LOOKUP_BLOCKS_MAX};
+use crate::group::{GroupError, read_index_checked};
+use crate::index::{Piece, SegmentOrdinal, Source};
+use crate::repository::keys;
+
+/// Chunks of one read that are fetched at a time.
+const FETCHES_MAX: usize = 8;
+
+/// Bytes of the read buffer that come out of one chunk.
+struct Part {
+    /// Offset in the buffer.
+    to: usize,
+    /// Offset in the chunk's raw bytes.
+    from: usize,
+    len: usize,
+}
+
+/// Parts by the chunk they come from.
+type Plan = HashMap<(SegmentId, u32), Vec<Part>>;
+
+impl Image {
+    /// Fills `buffer` with the disk's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// Beyond the disk's end, or a segment is damaged or cannot be read; the buffer's content is
+    /// then of no use.
+    pub async fn read(
+        &self,
+        disk: DiskIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ImageError> {
+        let size = self.size(disk)?;
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > size {
+            return Err(ImageError::OutOfRange { offset, end, size });
+        }
+        let block = BLOCK_SIZE as u64;
+        let mut at = offset;
+        while at < end {
+            let window_end = (at / block + LOOKUP_BLOCKS_MAX as u64) * block;
+            let stop = end.min(window_end);
+            let part = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
+            let blocks = stop.div_ceil(block) - at / block;
+            let pieces = self.pieces(disk, at / block, blocks)?;
+            self.fill(&pieces, at, part).await?;
+            at = stop;
+        }
+        Ok(())
+    }
+
+    /// Fills a buffer that stands for the bytes from `offset` on out of the pieces that cover it.
+    async fn fill(
+        &self,
+        pieces: &[Piece],
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), ImageError> {
+        let tables = self.tables(pieces).await?;
+        let mut plan = Plan::new();
+        for piece in pieces {
+            let start = piece.first_block * BLOCK_SIZE as u64;
+            let end = start + (piece.block_count * BLOCK_SIZE) as u64;
+            let from = start.max(offset);
+            let to = end.min(offset + buffer.len() as u64);
+            let range = (from - offset) as usize..(to - offset) as usize;
+            match piece.source {
+                Source::Nothing | Source::Zero => buffer[range].fill(0),
+                Source::Data { segment, position } => {
+                    let id = self.segment_id(segment);
+                    let table = tables.get(&id).ok_or_else(|| self.missing(id))?;
+                    let skip = (from - start) as usize;
+                    let mut parts = Parts {
+                        plan: &mut plan,
+                        id,
+                        table,
+                        range,
+                        skip,
+                        position,
+                    };
+                    parts.add().ok_or_else(|| self.missing(id))?;
+                }
+            }
+        }
+        let mut chunks = stream::iter(plan)
+            .map(|((id, number), parts)| {
+                let table = tables.get(&id).cloned();
+                async move {
+                    let table = table.ok_or_else(|| self.missing(id))?;
+                    Ok::<_, ImageError>((self.chunk(id, number, &table).await?, parts))
+                }
+            })
+            .buffer_unordered(FETCHES_MAX);
+        while let Some((raw, parts)) = chunks.try_next().await? {
+            for part in parts {
+                let bytes = &raw[part.from..part.from + part.len];
+                buffer[part.to..part.to + part.len].copy_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// The chunk tables of all segments that the pieces need.
+    async fn tables(
+        &self,
+        pieces: &[Piece],
+    ) -> Result<HashMap<SegmentId, Arc<ChunkTable>>, ImageError> {
+        let mut wanted: Vec<SegmentOrdinal> = pieces
+            .iter()
+            .filter_map(|piece| match piece.source {
+                Source::Data { segment, .. } => Some(segment),
+                _ => None,
+            })
+            .collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        stream::iter(wanted)
+            .map(|segment| async move {
+                let id = self.segment_id(segment);
+                Ok((id, self.table(id).await?))
+            })
+            .buffer_unordered(FETCHES_MAX)
+            .try_collect()
+            .await
+    }
+
+    async fn table(&self, id: SegmentId) -> Result<Arc<ChunkTable>, ImageError> {
+        if let Some(table) = self.cache.table(id) {
+            return Ok(table);
+        }
+        let key = keys::segment(id.group, id.epoch, id.sequence);
+        let expected = {
+            let history = self.group.history();
+            let epoch = history.epoch(id.epoch);
+            epoch.and_then(|epoch| epoch.segment(id.sequence)).copied()
+        };
+        let expected = expected.ok_or_else(|| self.missing(id))?;
+        let index = read_index_checked(self.group.repository(), &key, &expected).await?;
+        let table = Arc::new(ChunkTable::of(&index));
+        self.cache.put_table(id, table.clone());
+        Ok(table)
+    }
+
+    async fn chunk(
+        &self,
+        id: SegmentId,
+        number: u32,
+        table: &ChunkTable,
+    ) -> Result<Bytes, ImageError> {
+        if let Some(raw) = self.cache.chunk(id, number) {
+            return Ok(raw);
+        }
+        let key = keys::segment(id.group, id.epoch, id.sequence);
+        let info = table
+            .chunks
+            .get(number as usize)
+            .ok_or_else(|| self.missing(id))?;
+        let stored = self.group.repository().get_range(&key, info.range()).await;
+        let stored = stored.map_err(GroupError::from)?;
+        let raw = info
+            .decode(number, &stored)
+            .map_err(|source| ImageError::Chunk {
+                key,
+                offset: info.offset,
+                source,
+            })?;
+        let raw = Bytes::from(raw);
+        self.cache.put_chunk(id, number, raw.clone());
+        Ok(raw)
+    }
+
+    fn segment_id(&self, segment: SegmentOrdinal) -> SegmentId {
+        SegmentId {
+            group: self.group.id(),
+            epoch: self.epoch(),
+            sequence: u64::from(segment.0),
+        }
+    }
+
+    fn missing(&self, id: SegmentId) -> ImageError {
+        let key = keys::segment(id.group, id.epoch, id.sequence);
+        GroupError::Missing { key }.into()
+    }
+}
+
+/// Spreads one piece over the chunks it lies in.
+struct Parts<'a> {
+    plan: &'a mut Plan,
+    id: SegmentId,
+    table: &'a ChunkTable,
+    /// Of the buffer.
+    range: std::ops::Range<usize>,
+    /// Bytes of the piece before the range.
+    skip: usize,
+    position: u32,
+}
+
+impl Parts<'_> {
+    /// `None` if the segment does not reach that far.
+    fn add(&mut self) -> Option<()> {
+        while self.range.start < self.range.end {
+            let position = self.position + (self.skip / BLOCK_SIZE) as u32;
+            let (chunk, within, blocks) = self.table.locate(position)?;
+            let from = within * BLOCK_SIZE + self.skip % BLOCK_SIZE;
+            let left = (within + blocks) * BLOCK_SIZE - from;
+            let len = left.min(self.range.len());
+            let parts = self.plan.entry((self.id, chunk)).or_default();
+            parts.push(Part {
+                to: self.range.start,
+                from,
+                len,
+            });
+            self.range.start += len;
+            self.skip += len;
+        }
+        Some(())
+    }
+}

@@ -12,3 +12,5 @@ pub mod index;
 pub mod points;
 pub mod receive;
 pub mod repository;
+pub mod restore;
+pub mod verify;

@@ -274,7 +274,8 @@ impl Epoch {
                     base.close(record.lsn);
                 }
                 from = at;
-                let after_gap = header.flags.declares_gap && self.cursor.lsn > Lsn::ZERO;
+                let cursor = self.cursor.lsn;
+                let after_gap = cursor > Lsn::ZERO && header.first_lsn > cursor.next();
                 self.bases
                     .push(Base::new(record.lsn, record.wall_ns, after_gap));
             }

@@ -9,9 +9,11 @@
 //! acknowledged that is not durable; after any doubt the history is read again from the repository
 //! before a hello is answered. Time is passed in and nothing is spawned here.
 
+mod direct;
 mod error;
 mod hello;
 mod peer;
+mod server;
 mod session;
 
 #[cfg(test)]
@@ -28,10 +30,15 @@ use tokio::sync::watch;
 use crate::group::{Group, GroupError};
 use crate::repository::Repository;
 
+pub use direct::DirectSink;
 pub use error::IngestError;
 pub use hello::Opened;
 pub use peer::Peer;
+pub use server::{Server, ServerLimits};
 pub use session::{Session, Verified};
+
+/// The replica's clock: nanoseconds since 1970.
+pub type NowNs = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// The receiving side of a repository. One per process and repository; cheap to clone.
 #[derive(Debug, Clone)]

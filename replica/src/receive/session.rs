@@ -50,6 +50,18 @@ impl Verified {
             events,
         })
     }
+
+    /// Its index.
+    #[must_use]
+    pub const fn index(&self) -> &SegmentIndex {
+        &self.index
+    }
+
+    /// Its events.
+    #[must_use]
+    pub const fn events(&self) -> &Events {
+        &self.events
+    }
 }
 
 /// A session that counts until a newer one begins.

@@ -1,0 +1,143 @@
+//! The sink that is a repository written by this very process: `file:` and `s3:` targets.
+//!
+//! Nothing is spawned for the commits: they advance while somebody waits for an acknowledgement.
+//! A wait may be dropped; the commit under way is kept and goes on with the next wait.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use afterimage_format::wire::{Ack, ErrorCode, Hello, HelloReply, RemoteError};
+use afterimage_proxy::ship::BoxFuture;
+use afterimage_proxy::ship::sink::{Sink, SinkConnection, SinkError};
+use bytes::Bytes;
+
+use super::error::IngestError;
+use super::peer::Peer;
+use super::session::{Session, Verified};
+use super::{NowNs, Receiver};
+
+/// A repository as a sink.
+pub struct DirectSink {
+    url: String,
+    receiver: Receiver,
+    now: NowNs,
+}
+
+impl DirectSink {
+    /// The sink of this URL; `receiver` is that of its repository.
+    #[must_use]
+    pub fn new(url: &str, receiver: Receiver, now: NowNs) -> Self {
+        Self { url: url.to_owned(), receiver, now }
+    }
+}
+
+impl Sink for DirectSink {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn SinkConnection>, SinkError>> {
+        let connection = DirectConnection {
+            url: self.url.clone(),
+            receiver: self.receiver.clone(),
+            now: self.now.clone(),
+            session: None,
+            waiting: VecDeque::new(),
+            commit: None,
+        };
+        Box::pin(async move { Ok(Box::new(connection) as Box<dyn SinkConnection>) })
+    }
+}
+
+type Commit = Pin<Box<dyn Future<Output = (Session, Result<Ack, IngestError>)> + Send>>;
+
+struct DirectConnection {
+    url: String,
+    receiver: Receiver,
+    now: NowNs,
+    /// None before the hello, and while a commit has it.
+    session: Option<Session>,
+    waiting: VecDeque<Bytes>,
+    commit: Option<Commit>,
+}
+
+impl DirectConnection {
+    fn refused(&self, error: &IngestError) -> SinkError {
+        SinkError::Refused { peer: self.url.clone(), cause: error.to_remote() }
+    }
+
+    /// The commit under way, or one of the next segment that waits.
+    fn next_commit(&mut self) -> Option<&mut Commit> {
+        if self.commit.is_none()
+            && let Some(mut session) = self.session.take_if(|_| !self.waiting.is_empty())
+            && let Some(bytes) = self.waiting.pop_front()
+        {
+            let now = self.now.clone();
+            self.commit = Some(Box::pin(async move {
+                let accepted = match check(bytes).await {
+                    Ok(verified) => session.accept(verified, now()).await,
+                    Err(error) => Err(error),
+                };
+                (session, accepted)
+            }));
+        }
+        self.commit.as_mut()
+    }
+}
+
+/// Checks a segment on a thread for such work, if there is a runtime that has them.
+async fn check(bytes: Bytes) -> Result<Verified, IngestError> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Verified::check(bytes);
+    }
+    let again = bytes.clone();
+    match tokio::task::spawn_blocking(move || Verified::check(bytes)).await {
+        Ok(checked) => checked,
+        // The runtime shuts down.
+        Err(_) => Verified::check(again),
+    }
+}
+
+impl SinkConnection for DirectConnection {
+    fn hello(&mut self, hello: Hello) -> BoxFuture<'_, Result<HelloReply, SinkError>> {
+        Box::pin(async move {
+            let opened = self.receiver.hello(&hello, &Peer::Direct, (self.now)()).await;
+            let opened = opened.map_err(|error| self.refused(&error))?;
+            self.session = opened.session;
+            Ok(opened.reply)
+        })
+    }
+
+    fn send(&mut self, segment: Bytes) -> BoxFuture<'_, Result<(), SinkError>> {
+        self.waiting.push_back(segment);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn ack(&mut self) -> BoxFuture<'_, Result<Ack, SinkError>> {
+        Box::pin(async move {
+            let Some(commit) = self.next_commit() else {
+                if self.session.is_none() {
+                    let cause = RemoteError {
+                        code: ErrorCode::Protocol,
+                        text: "no session: the last segment was refused, or no hello was said".into(),
+                    };
+                    return Err(SinkError::Refused { peer: self.url.clone(), cause });
+                }
+                return std::future::pending().await;
+            };
+            let (session, accepted) = poll_fn(|context| commit.as_mut().poll(context)).await;
+            self.commit = None;
+            match accepted {
+                Ok(ack) => {
+                    self.session = Some(session);
+                    Ok(ack)
+                }
+                Err(error) => {
+                    self.waiting.clear();
+                    Err(self.refused(&error))
+                }
+            }
+        })
+    }
+}

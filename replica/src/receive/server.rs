@@ -1,0 +1,341 @@
+//! Receiving over the network: TLS 1.3, a client certificate required, one group per connection.
+//!
+//! Per connection two tasks: one reads messages, one commits what was read and answers. Bounded:
+//! connections, bytes of segments that have been announced and not committed (over all
+//! connections), time of a handshake, silence of a peer. A peer that breaks the protocol or whose
+//! segment is refused gets the reason as the last message.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_format::wire::{
+    ErrorCode, Hello, HelloReply, Message, PROTOCOL_VERSION, RemoteError, WireError,
+};
+use afterimage_proxy::ship::codec::{CodecError, read_message, write_message};
+use afterimage_proxy::tls::Identity;
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::IngestError;
+use super::peer::Peer;
+use super::session::{Session, Verified};
+use super::{NowNs, Receiver};
+
+/// Limits of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    /// Connections at a time, handshakes included.
+    pub connections_max: usize,
+    /// Bytes of segments received and not yet committed, over all connections.
+    pub pending_bytes_max: usize,
+    /// Deadline of TLS handshake and first hello.
+    pub handshake: Duration,
+    /// A peer that sends and takes nothing for this long is gone.
+    pub silence: Duration,
+    /// A sign of life is sent after this long without an answer.
+    pub keep_alive: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            connections_max: 256,
+            pending_bytes_max: 256 * 1024 * 1024,
+            handshake: Duration::from_secs(10),
+            silence: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A listening replica.
+#[derive(Clone)]
+pub struct Server {
+    receiver: Receiver,
+    tls: TlsAcceptor,
+    limits: ServerLimits,
+    now: NowNs,
+    connections: Arc<Semaphore>,
+    pending: Arc<Semaphore>,
+}
+
+impl Server {
+    /// A server for this receiver. `tls` must demand a client certificate
+    /// (`proxy::tls::server_config` with a client CA).
+    #[must_use]
+    pub fn new(
+        receiver: Receiver,
+        tls: Arc<ServerConfig>,
+        limits: ServerLimits,
+        now: NowNs,
+    ) -> Self {
+        Self {
+            receiver,
+            tls: TlsAcceptor::from(tls),
+            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            pending: Arc::new(Semaphore::new(limits.pending_bytes_max)),
+            limits,
+            now,
+        }
+    }
+
+    /// Serves until `stop` is cancelled, then waits for commits under way.
+    pub async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = stop.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    let Ok(permit) = self.connections.clone().try_acquire_owned() else {
+                        tracing::warn!(%address, "too many connections, one is dropped");
+                        continue;
+                    };
+                    let server = self.clone();
+                    let stop = stop.clone();
+                    tasks.spawn(async move {
+                        let _permit = permit;
+                        server.connection(stream, address, stop).await;
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, as a rule: others have to close first.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: CancellationToken) {
+        // Acknowledgements are small and urgent; a failure only costs time.
+        let _ = stream.set_nodelay(true);
+        let accepted = timeout(self.limits.handshake, self.tls.accept(stream)).await;
+        let stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::warn!(%address, %error, "TLS handshake of a primary failed");
+                return;
+            }
+            Err(_) => {
+                tracing::warn!(%address, "TLS handshake of a primary took too long");
+                return;
+            }
+        };
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let identity = match Identity::of(chain) {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::warn!(%address, %error, "certificate of a primary cannot be used");
+                return;
+            }
+        };
+        let peer = Peer::Certificate { identity, address: address.to_string() };
+        match self.serve(stream, &peer, stop).await {
+            Ok(()) | Err(Ended::Codec(CodecError::Closed)) => {
+                tracing::debug!(%address, "primary has left");
+            }
+            Err(error) => tracing::warn!(%address, %error, "session of a primary ended"),
+        }
+    }
+
+    /// One connection after its handshake; any stream will do.
+    async fn serve<S>(&self, stream: S, peer: &Peer, stop: CancellationToken) -> Result<(), Ended>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let (queue, mut messages) = mpsc::channel(1);
+        let reading = tokio::spawn(read_task(reader, queue, self.limits, self.pending.clone()));
+        let outcome = tokio::select! {
+            outcome = self.answer(&mut writer, &mut messages, peer) => outcome,
+            () = stop.cancelled() => Err(Ended::Stopping),
+        };
+        if let Err(Some(error)) = outcome.as_ref().map_err(Ended::to_remote) {
+            // The peer may be gone; then nobody needs the reason.
+            let _ = write_message(&mut writer, &Message::Error(error), self.limits.handshake).await;
+        }
+        let _ = timeout(self.limits.handshake, writer.shutdown()).await;
+        reading.abort();
+        outcome
+    }
+
+    async fn answer<W>(
+        &self,
+        writer: &mut W,
+        messages: &mut mpsc::Receiver<Incoming>,
+        peer: &Peer,
+    ) -> Result<(), Ended>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let deadline = Instant::now() + self.limits.handshake;
+        let mut session: Option<Session> = None;
+        loop {
+            let next = async {
+                match &session {
+                    None => tokio::time::timeout_at(deadline, messages.recv())
+                        .await
+                        .map_err(|_| Ended::NoHello),
+                    Some(session) => tokio::select! {
+                        biased;
+                        () = session.superseded() => {
+                            Err(IngestError::Superseded { group: session.group_id() }.into())
+                        }
+                        message = messages.recv() => Ok(message),
+                    },
+                }
+            };
+            let incoming = match timeout(self.limits.keep_alive, next).await {
+                Ok(incoming) => incoming?,
+                Err(_) => {
+                    write_message(writer, &Message::KeepAlive, self.limits.silence).await?;
+                    continue;
+                }
+            };
+            match incoming {
+                None => return Err(CodecError::Closed.into()),
+                Some(Incoming::Failed(error)) => return Err(error.into()),
+                Some(Incoming::Hello(hello)) => {
+                    if session.is_some() {
+                        return Err(Ended::OutOfTurn("a second hello"));
+                    }
+                    let opened = self.receiver.hello(&hello, peer, (self.now)()).await?;
+                    session = opened.session;
+                    self.reply(writer, opened.reply).await?;
+                }
+                Some(Incoming::Segment(bytes, permit)) => {
+                    let session = session.as_mut().ok_or(Ended::OutOfTurn("a segment"))?;
+                    let ack = self.commit(writer, session, bytes).await?;
+                    drop(permit);
+                    write_message(writer, &Message::Ack(ack), self.limits.silence).await?;
+                }
+            }
+        }
+    }
+
+    async fn reply<W>(&self, writer: &mut W, reply: HelloReply) -> Result<(), Ended>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        Ok(write_message(writer, &Message::HelloReply(reply), self.limits.silence).await?)
+    }
+
+    /// Checks and commits; says that it is alive while that takes long.
+    async fn commit<W>(
+        &self,
+        writer: &mut W,
+        session: &mut Session,
+        bytes: Bytes,
+    ) -> Result<afterimage_format::wire::Ack, Ended>
+    where
+        W: AsyncWrite + Unpin,
+    {
+        let commit = async {
+            let verified = tokio::task::spawn_blocking(move || Verified::check(bytes)).await;
+            let verified = verified.map_err(|_| Ended::Stopping)??;
+            Ok::<_, Ended>(session.accept(verified, (self.now)()).await?)
+        };
+        let mut commit = std::pin::pin!(commit);
+        loop {
+            match timeout(self.limits.keep_alive, &mut commit).await {
+                Ok(ack) => return ack,
+                Err(_) => write_message(writer, &Message::KeepAlive, self.limits.silence).await?,
+            }
+        }
+    }
+}
+
+/// What the reading task hands over.
+enum Incoming {
+    Hello(Box<Hello>),
+    Segment(Bytes, OwnedSemaphorePermit),
+    Failed(CodecError),
+}
+
+/// Reads messages. The bytes of a segment count against the common budget before the next message
+/// is read; a single connection is never more than two segments ahead.
+async fn read_task<R>(
+    mut reader: R,
+    queue: mpsc::Sender<Incoming>,
+    limits: ServerLimits,
+    pending: Arc<Semaphore>,
+) where
+    R: AsyncRead + Unpin,
+{
+    loop {
+        let incoming = match read_message(&mut reader, limits.silence).await {
+            Ok(Message::KeepAlive) => continue,
+            Ok(Message::Hello(hello)) => Incoming::Hello(Box::new(hello)),
+            Ok(Message::Segment(bytes)) => {
+                let count = bytes.len().min(limits.pending_bytes_max) as u32;
+                let Ok(permit) = pending.clone().acquire_many_owned(count).await else { return };
+                Incoming::Segment(bytes, permit)
+            }
+            Ok(Message::Error(error)) => Incoming::Failed(CodecError::Io(io::Error::other(error))),
+            Ok(Message::HelloReply(_) | Message::Ack(_)) => {
+                let error = io::Error::other("the peer answers although it should ask");
+                Incoming::Failed(CodecError::Io(error))
+            }
+            Err(error) => Incoming::Failed(error),
+        };
+        let last = matches!(incoming, Incoming::Failed(_));
+        if queue.send(incoming).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error(transparent)]
+    Ingest(#[from] Box<IngestError>),
+    #[error("{0} out of turn")]
+    OutOfTurn(&'static str),
+    #[error("no hello came")]
+    NoHello,
+    #[error("this replica shuts down")]
+    Stopping,
+}
+
+impl From<IngestError> for Ended {
+    fn from(error: IngestError) -> Self {
+        Self::Ingest(Box::new(error))
+    }
+}
+
+impl Ended {
+    /// What the peer is told, if it may still listen.
+    fn to_remote(&self) -> Option<RemoteError> {
+        let code = match self {
+            Self::Ingest(error) => return Some(error.to_remote()),
+            Self::Codec(CodecError::Wire(WireError::Version(_))) => ErrorCode::Version,
+            Self::Codec(CodecError::Wire(_)) | Self::OutOfTurn(_) | Self::NoHello => {
+                ErrorCode::Protocol
+            }
+            Self::Stopping => ErrorCode::ShuttingDown,
+            Self::Codec(_) => return None,
+        };
+        let text = match code {
+            ErrorCode::Version => format!("{self}; this replica speaks {PROTOCOL_VERSION}"),
+            _ => self.to_string(),
+        };
+        Some(RemoteError { code, text })
+    }
+}

@@ -1,0 +1,210 @@
+//! Writing an image's disks into files.
+//!
+//! What always holds: a file appears under its name only when it is whole and durable, and all
+//! disks of the group are written before the first gets its name; nothing that exists is ever
+//! overwritten; every byte comes out of a chunk whose checksum was checked. What was begun and
+//! not finished is removed, also when the restore is dropped half-way.
+
+mod output;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
+use futures::{StreamExt, stream};
+
+use crate::image::{Image, ImageError, LOOKUP_BLOCKS_MAX};
+use crate::index::Source;
+use output::{Output, Unfinished};
+
+/// Bytes read at a time.
+const READ_BYTES: usize = 1024 * 1024;
+/// Reads under way at a time.
+const READS_MAX: usize = 8;
+
+/// Format of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestoreFormat {
+    /// The disk's bytes, with holes where it reads as zero. `DISK.raw`.
+    #[default]
+    Raw,
+    /// QEMU's format. `DISK.qcow2`.
+    Qcow2,
+}
+
+impl RestoreFormat {
+    /// File name extension.
+    #[must_use]
+    pub const fn extension(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// How far a restore is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestoreProgress {
+    /// Bytes of all disks that were dealt with, holes included.
+    pub bytes_done: u64,
+    /// Bytes of all disks.
+    pub bytes_total: u64,
+    /// Bytes of data written.
+    pub bytes_written: u64,
+}
+
+/// One restored disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoredDisk {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of data in it.
+    pub data_bytes: u64,
+}
+
+/// Why a restore failed. Nothing is left under the final names.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Would overwrite something.
+    #[error("{} exists already: restore into another folder, or move it away", .0.display())]
+    Exists(PathBuf),
+    /// The folder or a file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image cannot be read.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl RestoreError {
+    pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Write { path, source }
+    }
+}
+
+/// Writes every disk of an image into `folder`, which is created if it does not exist. Needs a
+/// tokio runtime: files are written on threads of their own.
+///
+/// # Errors
+/// What could not be read or written. Files that were begun are removed.
+pub async fn restore(
+    image: &Image,
+    folder: &Path,
+    format: RestoreFormat,
+    mut progress: impl FnMut(RestoreProgress),
+) -> Result<Vec<RestoredDisk>, RestoreError> {
+    fs::create_dir_all(folder).map_err(RestoreError::write(folder))?;
+    let paths: Vec<PathBuf> = image
+        .disks()
+        .iter()
+        .map(|disk| folder.join(format!("{}.{}", disk.name, format.extension())))
+        .collect();
+    for path in &paths {
+        if path.symlink_metadata().is_ok() {
+            return Err(RestoreError::Exists(path.clone()));
+        }
+    }
+    let mut state = RestoreProgress {
+        bytes_total: image.disks().iter().map(|disk| disk.size_bytes).sum(),
+        ..RestoreProgress::default()
+    };
+    progress(state);
+    let mut files: Vec<Unfinished> = Vec::new();
+    let mut restored = Vec::new();
+    for (place, (disk, path)) in image.disks().iter().zip(&paths).enumerate() {
+        let before = state.bytes_written;
+        let output = Output::create(path, disk.size_bytes, format).await?;
+        files.push(copy(image, DiskIndex(place as u16), output, &mut state, &mut progress).await?);
+        restored.push(RestoredDisk {
+            name: disk.name.clone(),
+            path: path.clone(),
+            size_bytes: disk.size_bytes,
+            data_bytes: state.bytes_written - before,
+        });
+    }
+    for file in files {
+        file.publish()?;
+    }
+    output::sync_folder(folder)?;
+    Ok(restored)
+}
+
+/// Copies one disk; returns its file, whole and durable, under its temporary name.
+async fn copy(
+    image: &Image,
+    disk: DiskIndex,
+    mut output: Output,
+    state: &mut RestoreProgress,
+    progress: &mut impl FnMut(RestoreProgress),
+) -> Result<Unfinished, RestoreError> {
+    let size = image.size(disk)?;
+    let base = state.bytes_done;
+    let window = (LOOKUP_BLOCKS_MAX * BLOCK_SIZE) as u64;
+    for start in (0..size).step_by(window as usize) {
+        let mut reads = stream::iter(data_ranges(image, disk, start, size)?)
+            .map(|(offset, len)| async move {
+                let mut buffer = vec![0; len];
+                image.read(disk, offset, &mut buffer).await.map(|()| (offset, buffer))
+            })
+            .buffered(READS_MAX);
+        while let Some(read) = reads.next().await {
+            let (offset, buffer) = read?;
+            let len = buffer.len() as u64;
+            output.write(offset, buffer).await?;
+            state.bytes_written += len;
+            state.bytes_done = base + offset + len;
+            progress(*state);
+        }
+        state.bytes_done = base + (start + window).min(size);
+        progress(*state);
+    }
+    output.finish().await
+}
+
+/// Ranges of one lookup's window that hold data, joined and cut to what is read at a time.
+fn data_ranges(
+    image: &Image,
+    disk: DiskIndex,
+    start: u64,
+    size: u64,
+) -> Result<Vec<(u64, usize)>, ImageError> {
+    let block = BLOCK_SIZE as u64;
+    let mut ranges: Vec<(u64, usize)> = Vec::new();
+    for piece in image.pieces(disk, start / block, LOOKUP_BLOCKS_MAX as u64)? {
+        if !matches!(piece.source, Source::Data { .. }) {
+            continue;
+        }
+        let mut from = piece.first_block * block;
+        let to = (from + piece.block_count as u64 * block).min(size);
+        while from < to {
+            if let Some((offset, len)) = ranges.last_mut()
+                && *offset + *len as u64 == from
+                && *len < READ_BYTES
+            {
+                let step = (to - from).min((READ_BYTES - *len) as u64);
+                *len += step as usize;
+                from += step;
+                continue;
+            }
+            let step = (to - from).min(READ_BYTES as u64);
+            ranges.push((from, step as usize));
+            from += step;
+        }
+    }
+    Ok(ranges)
+}

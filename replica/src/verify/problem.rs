@@ -1,0 +1,91 @@
+//! What a check reports: the object, where in it, what is wrong, what to do.
+
+use afterimage_format::segment::{FOOTER_BYTES, SegmentError, SegmentIndex};
+
+use crate::group::GroupError;
+
+const RESTORE_IT: &str = "put the object back from a copy of the repository; until then points that need it cannot be restored";
+const REMOVE_IT: &str = "nothing refers to it; look at where it came from before removing it";
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Problem {
+    /// Key of the object.
+    pub key: String,
+    /// First byte of the damaged part, where that is known.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub advice: String,
+}
+
+impl Problem {
+    pub(super) fn missing(key: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            offset: None,
+            what: "is missing although later objects exist".to_owned(),
+            advice: RESTORE_IT.to_owned(),
+        }
+    }
+
+    pub(super) fn stray(key: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            offset: None,
+            what: "does not belong there".to_owned(),
+            advice: REMOVE_IT.to_owned(),
+        }
+    }
+
+    pub(super) fn other(key: &str, what: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            offset: None,
+            what: what.to_owned(),
+            advice: RESTORE_IT.to_owned(),
+        }
+    }
+
+    pub(super) fn of(error: &GroupError) -> Self {
+        let key = match error {
+            GroupError::Object { key, .. }
+            | GroupError::Segment { key, .. }
+            | GroupError::Refused { key, .. }
+            | GroupError::Contradiction { key }
+            | GroupError::Missing { key } => key.as_str(),
+            GroupError::Repository(_) | GroupError::Unknown { .. } | GroupError::Name { .. } => "",
+        };
+        let mut problem = Self::other(key, &error.to_string());
+        problem.offset = Some(0);
+        problem
+    }
+
+    /// A damaged segment: the offset of the part that does not match its checksum.
+    pub(super) fn segment(key: &str, bytes: &[u8], error: &SegmentError) -> Self {
+        let mut problem = Self::other(key, &error.to_string());
+        let footer = (bytes.len() as u64).saturating_sub(FOOTER_BYTES as u64);
+        problem.offset = Some(match (SegmentIndex::of_segment(bytes), error) {
+            // The index is whole, so the damage is in the data: the first chunk that shows it.
+            (Ok(index), _) => index
+                .chunks
+                .iter()
+                .zip(0u32..)
+                .find(|(chunk, number)| {
+                    let range = chunk.range();
+                    let stored = bytes.get(range.start as usize..range.end as usize);
+                    stored.is_none_or(|stored| chunk.decode(*number, stored).is_err())
+                })
+                .map_or(index.footer.index_offset, |(chunk, _)| chunk.offset),
+            (Err(SegmentError::Checksum { part: "segment header" }), _) => 0,
+            (Err(SegmentError::Checksum { part: "segment index" }), _) => {
+                afterimage_format::segment::Footer::decode(bytes)
+                    .map_or(footer, |footer| footer.index_offset)
+            }
+            (Err(SegmentError::Magic { part }), _) if part.contains("header") => 0,
+            (Err(_), _) => footer,
+        });
+        problem
+    }
+}

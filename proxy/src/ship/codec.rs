@@ -36,6 +36,18 @@ pub async fn read_message<R>(stream: &mut R, silence: Duration) -> Result<Messag
 where
     R: AsyncRead + Unpin,
 {
+    let header = read_header(stream, silence).await?;
+    read_body(stream, header, silence).await
+}
+
+/// Reads a message's header: for whoever wants to make room before the body is read.
+///
+/// # Errors
+/// As [`read_message`].
+pub async fn read_header<R>(stream: &mut R, silence: Duration) -> Result<FrameHeader, CodecError>
+where
+    R: AsyncRead + Unpin,
+{
     let mut header = [0; FRAME_HEADER_BYTES];
     let mut have = 0;
     while have < header.len() {
@@ -46,7 +58,21 @@ where
             count => have += count,
         }
     }
-    let header = FrameHeader::decode(header)?;
+    Ok(FrameHeader::decode(header)?)
+}
+
+/// Reads the body that a header announced.
+///
+/// # Errors
+/// As [`read_message`].
+pub async fn read_body<R>(
+    stream: &mut R,
+    header: FrameHeader,
+    silence: Duration,
+) -> Result<Message, CodecError>
+where
+    R: AsyncRead + Unpin,
+{
     let want = header.body_len as usize;
     let mut body = BytesMut::new();
     while body.len() < want {

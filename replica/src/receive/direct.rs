@@ -28,7 +28,11 @@ impl DirectSink {
     /// The sink of this URL; `receiver` is that of its repository.
     #[must_use]
     pub fn new(url: &str, receiver: Receiver, now: NowNs) -> Self {
-        Self { url: url.to_owned(), receiver, now }
+        Self {
+            url: url.to_owned(),
+            receiver,
+            now,
+        }
     }
 }
 
@@ -64,7 +68,10 @@ struct DirectConnection {
 
 impl DirectConnection {
     fn refused(&self, error: &IngestError) -> SinkError {
-        SinkError::Refused { peer: self.url.clone(), cause: error.to_remote() }
+        SinkError::Refused {
+            peer: self.url.clone(),
+            cause: error.to_remote(),
+        }
     }
 
     /// The commit under way, or one of the next segment that waits.
@@ -102,7 +109,10 @@ async fn check(bytes: Bytes) -> Result<Verified, IngestError> {
 impl SinkConnection for DirectConnection {
     fn hello(&mut self, hello: Hello) -> BoxFuture<'_, Result<HelloReply, SinkError>> {
         Box::pin(async move {
-            let opened = self.receiver.hello(&hello, &Peer::Direct, (self.now)()).await;
+            let opened = self
+                .receiver
+                .hello(&hello, &Peer::Direct, (self.now)())
+                .await;
             let opened = opened.map_err(|error| self.refused(&error))?;
             self.session = opened.session;
             Ok(opened.reply)
@@ -120,9 +130,13 @@ impl SinkConnection for DirectConnection {
                 if self.session.is_none() {
                     let cause = RemoteError {
                         code: ErrorCode::Protocol,
-                        text: "no session: the last segment was refused, or no hello was said".into(),
+                        text: "no session: the last segment was refused, or no hello was said"
+                            .into(),
                     };
-                    return Err(SinkError::Refused { peer: self.url.clone(), cause });
+                    return Err(SinkError::Refused {
+                        peer: self.url.clone(),
+                        cause,
+                    });
                 }
                 return std::future::pending().await;
             };

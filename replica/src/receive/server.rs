@@ -13,7 +13,7 @@ use std::time::Duration;
 use afterimage_format::wire::{
     ErrorCode, Hello, HelloReply, Message, PROTOCOL_VERSION, RemoteError, WireError,
 };
-use afterimage_proxy::ship::codec::{CodecError, read_message, write_message};
+use afterimage_proxy::ship::codec::{CodecError, read_body, read_header, write_message};
 use afterimage_proxy::tls::Identity;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -143,7 +143,10 @@ impl Server {
                 return;
             }
         };
-        let peer = Peer::Certificate { identity, address: address.to_string() };
+        let peer = Peer::Certificate {
+            identity,
+            address: address.to_string(),
+        };
         match self.serve(stream, &peer, stop).await {
             Ok(()) | Err(Ended::Codec(CodecError::Closed)) => {
                 tracing::debug!(%address, "primary has left");
@@ -160,10 +163,7 @@ impl Server {
         let (reader, mut writer) = tokio::io::split(stream);
         let (queue, mut messages) = mpsc::channel(1);
         let reading = tokio::spawn(read_task(reader, queue, self.limits, self.pending.clone()));
-        let outcome = tokio::select! {
-            outcome = self.answer(&mut writer, &mut messages, peer) => outcome,
-            () = stop.cancelled() => Err(Ended::Stopping),
-        };
+        let outcome = self.answer(&mut writer, &mut messages, peer, &stop).await;
         if let Err(Some(error)) = outcome.as_ref().map_err(Ended::to_remote) {
             // The peer may be gone; then nobody needs the reason.
             let _ = write_message(&mut writer, &Message::Error(error), self.limits.handshake).await;
@@ -178,11 +178,12 @@ impl Server {
         writer: &mut W,
         messages: &mut mpsc::Receiver<Incoming>,
         peer: &Peer,
+        stop: &CancellationToken,
     ) -> Result<(), Ended>
     where
         W: AsyncWrite + Unpin,
     {
-        let deadline = Instant::now() + self.limits.handshake;
+        let mut deadline = Instant::now() + self.limits.handshake;
         let mut session: Option<Session> = None;
         loop {
             let next = async {
@@ -199,7 +200,12 @@ impl Server {
                     },
                 }
             };
-            let incoming = match timeout(self.limits.keep_alive, next).await {
+            let next = tokio::select! {
+                next = timeout(self.limits.keep_alive, next) => next,
+                // Only here, between two commits.
+                () = stop.cancelled() => return Err(Ended::Stopping),
+            };
+            let incoming = match next {
                 Ok(incoming) => incoming?,
                 Err(_) => {
                     write_message(writer, &Message::KeepAlive, self.limits.silence).await?;
@@ -215,6 +221,8 @@ impl Server {
                     }
                     let opened = self.receiver.hello(&hello, peer, (self.now)()).await?;
                     session = opened.session;
+                    // For the hello with the new epoch, which has to become durable first.
+                    deadline = Instant::now() + self.limits.silence;
                     self.reply(writer, opened.reply).await?;
                 }
                 Some(Incoming::Segment(bytes, permit)) => {
@@ -262,12 +270,12 @@ impl Server {
 /// What the reading task hands over.
 enum Incoming {
     Hello(Box<Hello>),
-    Segment(Bytes, OwnedSemaphorePermit),
+    Segment(Bytes, Option<OwnedSemaphorePermit>),
     Failed(CodecError),
 }
 
-/// Reads messages. The bytes of a segment count against the common budget before the next message
-/// is read; a single connection is never more than two segments ahead.
+/// Reads messages. The bytes of a segment count against the common budget before they are read; a
+/// single connection is never more than two segments ahead.
 async fn read_task<R>(
     mut reader: R,
     queue: mpsc::Sender<Incoming>,
@@ -277,14 +285,24 @@ async fn read_task<R>(
     R: AsyncRead + Unpin,
 {
     loop {
-        let incoming = match read_message(&mut reader, limits.silence).await {
+        let message = async {
+            let header = read_header(&mut reader, limits.silence).await?;
+            let count = (header.body_len as usize).min(limits.pending_bytes_max) as u32;
+            let permit = pending.clone().acquire_many_owned(count).await;
+            let permit = permit.map_err(io::Error::other)?;
+            Ok((
+                read_body(&mut reader, header, limits.silence).await?,
+                permit,
+            ))
+        };
+        let (message, permit) = match message.await {
+            Ok((message, permit)) => (Ok(message), Some(permit)),
+            Err(error) => (Err(error), None),
+        };
+        let incoming = match message {
             Ok(Message::KeepAlive) => continue,
             Ok(Message::Hello(hello)) => Incoming::Hello(Box::new(hello)),
-            Ok(Message::Segment(bytes)) => {
-                let count = bytes.len().min(limits.pending_bytes_max) as u32;
-                let Ok(permit) = pending.clone().acquire_many_owned(count).await else { return };
-                Incoming::Segment(bytes, permit)
-            }
+            Ok(Message::Segment(bytes)) => Incoming::Segment(bytes, permit),
             Ok(Message::Error(error)) => Incoming::Failed(CodecError::Io(io::Error::other(error))),
             Ok(Message::HelloReply(_) | Message::Ack(_)) => {
                 let error = io::Error::other("the peer answers although it should ask");

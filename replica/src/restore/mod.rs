@@ -129,7 +129,16 @@ pub async fn restore(
     for (place, (disk, path)) in image.disks().iter().zip(&paths).enumerate() {
         let before = state.bytes_written;
         let output = Output::create(path, disk.size_bytes, format).await?;
-        files.push(copy(image, DiskIndex(place as u16), output, &mut state, &mut progress).await?);
+        files.push(
+            copy(
+                image,
+                DiskIndex(place as u16),
+                output,
+                &mut state,
+                &mut progress,
+            )
+            .await?,
+        );
         restored.push(RestoredDisk {
             name: disk.name.clone(),
             path: path.clone(),
@@ -159,7 +168,10 @@ async fn copy(
         let mut reads = stream::iter(data_ranges(image, disk, start, size)?)
             .map(|(offset, len)| async move {
                 let mut buffer = vec![0; len];
-                image.read(disk, offset, &mut buffer).await.map(|()| (offset, buffer))
+                image
+                    .read(disk, offset, &mut buffer)
+                    .await
+                    .map(|()| (offset, buffer))
             })
             .buffered(READS_MAX);
         while let Some(read) = reads.next().await {

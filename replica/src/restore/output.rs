@@ -73,16 +73,28 @@ impl Output {
         name.push(path.file_name().unwrap_or_default());
         name.push(format!(".{}.partial", uuid::Uuid::new_v4()));
         let temporary = path.with_file_name(name);
-        let raw = File::options().write(true).create_new(true).open(&temporary);
+        let raw = File::options()
+            .write(true)
+            .create_new(true)
+            .open(&temporary);
         let raw = raw.map_err(RestoreError::write(&temporary))?;
-        let file = Unfinished { temporary: temporary.clone(), path: path.to_owned() };
+        let file = Unfinished {
+            temporary: temporary.clone(),
+            path: path.to_owned(),
+        };
         let (parts, queue) = mpsc::channel(QUEUE_MAX);
-        let thread = thread::Builder::new().name("restore".into()).spawn(move || match format {
-            RestoreFormat::Raw => write_raw(&raw, size, queue),
-            RestoreFormat::Qcow2 => write_qcow2(&raw, &temporary, size, queue),
-        });
+        let thread = thread::Builder::new()
+            .name("restore".into())
+            .spawn(move || match format {
+                RestoreFormat::Raw => write_raw(&raw, size, queue),
+                RestoreFormat::Qcow2 => write_qcow2(&raw, &temporary, size, queue),
+            });
         let thread = thread.map_err(RestoreError::write(path))?;
-        Ok(Self { file, parts, thread })
+        Ok(Self {
+            file,
+            parts,
+            thread,
+        })
     }
 
     /// Hands data over.
@@ -91,12 +103,18 @@ impl Output {
             return Ok(());
         }
         // The thread ends early only with an error, which `finish` brings.
-        Err(RestoreError::write(&self.file.path)(io::Error::other("the writing thread has ended")))
+        Err(RestoreError::write(&self.file.path)(io::Error::other(
+            "the writing thread has ended",
+        )))
     }
 
     /// Waits until everything is written and durable.
     pub(super) async fn finish(self) -> Result<Unfinished, RestoreError> {
-        let Self { file, parts, thread } = self;
+        let Self {
+            file,
+            parts,
+            thread,
+        } = self;
         drop(parts);
         let joined = tokio::task::spawn_blocking(|| thread.join()).await;
         let outcome = match joined {
@@ -137,7 +155,9 @@ fn write_qcow2(
         let access = FormatAccess::new(qcow2);
         while let Some((offset, data)) = queue.recv().await {
             for (from, len) in nonzero_runs(&data) {
-                access.write(&data[from..from + len], offset + from as u64).await?;
+                access
+                    .write(&data[from..from + len], offset + from as u64)
+                    .await?;
             }
         }
         access.flush().await?;

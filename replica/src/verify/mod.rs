@@ -60,7 +60,9 @@ pub async fn verify(
         problems: Vec::new(),
     };
     let Some(id) = check.find(name).await? else {
-        return Err(GroupError::Unknown { group: name.to_owned() });
+        return Err(GroupError::Unknown {
+            group: name.to_owned(),
+        });
     };
     let history = check.manifests(id, name).await?;
     let mut checkpoints = 0;
@@ -73,7 +75,12 @@ pub async fn verify(
         checkpoints = crate::points::PointList::of(&history).checkpoints.len() as u64;
     }
     let (read, problems) = (check.read, check.problems);
-    Ok(VerifyReport { group: name.to_owned(), read, checkpoints, problems })
+    Ok(VerifyReport {
+        group: name.to_owned(),
+        read,
+        checkpoints,
+        problems,
+    })
 }
 
 struct Check<'a, P> {
@@ -135,14 +142,18 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
                 Ok(number) if format!("{number:020}") == name => {
                     numbers.insert(number);
                 }
-                _ => self.problems.push(Problem::stray(&format!("{folder}/{name}"))),
+                _ => self
+                    .problems
+                    .push(Problem::stray(&format!("{folder}/{name}"))),
             }
         }
         Ok(numbers)
     }
 
     async fn manifests(&mut self, id: GroupId, name: &str) -> Result<Option<History>, GroupError> {
-        let listed = self.numbers(&format!("{}/manifests", keys::group(id))).await?;
+        let listed = self
+            .numbers(&format!("{}/manifests", keys::group(id)))
+            .await?;
         let last = listed.last().copied().unwrap_or(keys::FIRST);
         let mut history: Option<History> = None;
         for number in keys::FIRST..=last {
@@ -154,17 +165,19 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
             let manifest = match Manifest::decode(&bytes) {
                 Ok(manifest) => manifest,
                 Err(source) => {
-                    self.problems.push(Problem::of(&GroupError::Object { key, source }));
+                    self.problems
+                        .push(Problem::of(&GroupError::Object { key, source }));
                     continue;
                 }
             };
             let fits = (manifest.group, manifest.number) == (id, number)
                 && manifest.name == name
-                && history.as_ref().is_none_or(|history| {
-                    manifest.epochs.starts_with(&history.manifest.epochs)
-                });
+                && history
+                    .as_ref()
+                    .is_none_or(|history| manifest.epochs.starts_with(&history.manifest.epochs));
             if !fits {
-                self.problems.push(Problem::of(&GroupError::Contradiction { key }));
+                self.problems
+                    .push(Problem::of(&GroupError::Contradiction { key }));
                 continue;
             }
             match &mut history {
@@ -208,7 +221,8 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
             in_step &= self.segment(&key, bytes, &mut history.epochs[at], sequence, in_step);
         }
         if !ended && !is_last {
-            self.problems.push(Problem::missing(&keys::segment(id, entry.epoch, last + 1)));
+            self.problems
+                .push(Problem::missing(&keys::segment(id, entry.epoch, last + 1)));
         }
         Ok(())
     }
@@ -223,8 +237,13 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
     ) -> bool {
         let error = match Terminator::decode(bytes) {
             Ok(t) if (t.group, t.epoch, t.seq) == (id, entry.epoch, sequence) => return true,
-            Ok(_) => GroupError::Contradiction { key: key.to_owned() },
-            Err(source) => GroupError::Object { key: key.to_owned(), source },
+            Ok(_) => GroupError::Contradiction {
+                key: key.to_owned(),
+            },
+            Err(source) => GroupError::Object {
+                key: key.to_owned(),
+                source,
+            },
         };
         self.problems.push(Problem::of(&error));
         true
@@ -259,12 +278,17 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
                 true
             }
             Ok(_) => {
-                let error = GroupError::Contradiction { key: key.to_owned() };
+                let error = GroupError::Contradiction {
+                    key: key.to_owned(),
+                };
                 self.problems.push(Problem::of(&error));
                 false
             }
             Err(source) => {
-                let error = GroupError::Refused { key: key.to_owned(), source };
+                let error = GroupError::Refused {
+                    key: key.to_owned(),
+                    source,
+                };
                 self.problems.push(Problem::of(&error));
                 false
             }

@@ -78,11 +78,19 @@ impl Problem {
                     stored.is_none_or(|stored| chunk.decode(*number, stored).is_err())
                 })
                 .map_or(index.footer.index_offset, |(chunk, _)| chunk.offset),
-            (Err(SegmentError::Checksum { part: "segment header" }), _) => 0,
-            (Err(SegmentError::Checksum { part: "segment index" }), _) => {
-                afterimage_format::segment::Footer::decode(bytes)
-                    .map_or(footer, |footer| footer.index_offset)
-            }
+            (
+                Err(SegmentError::Checksum {
+                    part: "segment header",
+                }),
+                _,
+            ) => 0,
+            (
+                Err(SegmentError::Checksum {
+                    part: "segment index",
+                }),
+                _,
+            ) => afterimage_format::segment::Footer::decode(bytes)
+                .map_or(footer, |footer| footer.index_offset),
             (Err(SegmentError::Magic { part }), _) if part.contains("header") => 0,
             (Err(_), _) => footer,
         });

@@ -1,0 +1,34 @@
+//! `recover --to-plain`: complete plain disks from log, ring and backings, without daemon or
+//! network.
+//!
+//! The same steps as a start up to the clean superblock; then the claims say *detached*, and the
+//! log is done. May be killed at any point and run again.
+
+use super::claims::{Leaving, Purpose, leave_blocking};
+use super::{RecoveryError, RecoveryInput, RecoveryReport, Settled, settle};
+use crate::engine::blocking::Blocking;
+use crate::engine::log::superblock;
+use crate::io::{FileId, Storage};
+use afterimage_format::ids::DiskIndex;
+
+/// Brings every backing to the log's last record, syncs it, marks it detached. The ring's memory
+/// may be zeroes where there is no ring file. `mtime_ns` as for [`super::claims::leave`].
+///
+/// # Errors
+/// As for [`super::recover`]. The step can be repeated.
+pub fn recover_to_plain<S: Storage>(
+    storage: &mut S,
+    input: &RecoveryInput,
+    mtime_ns: &dyn Fn(DiskIndex) -> u64,
+) -> Result<RecoveryReport, RecoveryError> {
+    let blocking = &mut Blocking::new(storage, &input.names);
+    let Settled {
+        mut superblock,
+        report,
+        ..
+    } = settle(blocking, input, Purpose::ToPlain)?;
+    superblock.clean = true;
+    superblock::store(blocking, FileId::LOG, &mut superblock)?;
+    leave_blocking(blocking, input, &superblock, Leaving::Detached, mtime_ns)?;
+    Ok(report)
+}

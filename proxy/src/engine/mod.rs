@@ -17,9 +17,9 @@
 mod append;
 mod block_map;
 mod block_status;
+pub mod blocking;
 mod command;
 mod commit;
-pub mod blocking;
 pub mod config;
 mod destage;
 pub mod event;

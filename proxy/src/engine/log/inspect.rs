@@ -92,7 +92,12 @@ pub fn frames(
                 if used + placement.blocks_taken > rules.area_blocks {
                     break (Absence::Full, position);
                 }
-                head = head.after(rules.area_blocks, placement, &descriptor.header, descriptor.header_crc);
+                head = head.after(
+                    rules.area_blocks,
+                    placement,
+                    &descriptor.header,
+                    descriptor.header_crc,
+                );
                 frames += 1;
                 let offset = area_offset(placement.position);
                 let frame = InspectedFrame {

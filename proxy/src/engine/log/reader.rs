@@ -344,9 +344,12 @@ impl LogReader {
         if descriptor.header.last_lsn() > until {
             return Ok(None);
         }
-        self.head = self
-            .head
-            .after(self.rules.area_blocks, placement, &descriptor.header, descriptor.header_crc);
+        self.head = self.head.after(
+            self.rules.area_blocks,
+            placement,
+            &descriptor.header,
+            descriptor.header_crc,
+        );
         let payload = self.window.bytes(
             placement.position + 1,
             u64::from(descriptor.header.payload_blocks),

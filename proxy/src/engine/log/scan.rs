@@ -173,7 +173,12 @@ impl UnverifiedLog {
                     }
                     directory.note(head, placement.blocks_taken);
                     frames.push(frame_in_log(placement, &descriptor.header));
-                    head = head.after(rules.area_blocks, placement, &descriptor.header, descriptor.header_crc);
+                    head = head.after(
+                        rules.area_blocks,
+                        placement,
+                        &descriptor.header,
+                        descriptor.header_crc,
+                    );
                 }
                 (Probe::Absent(absence), position) => break (absence, position),
             }

@@ -24,6 +24,9 @@ pub mod status;
 pub mod task;
 mod window;
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;

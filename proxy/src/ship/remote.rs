@@ -164,7 +164,7 @@ struct Inbox {
     end: Option<SinkError>,
 }
 
-struct Connection {
+pub(super) struct Connection {
     peer: String,
     outgoing: mpsc::Sender<Message>,
     inbox: watch::Receiver<Inbox>,
@@ -180,7 +180,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    fn start<S>(peer: String, stream: S, times: RemoteTimes) -> Self
+    pub(super) fn start<S>(peer: String, stream: S, times: RemoteTimes) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {

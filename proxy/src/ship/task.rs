@@ -64,7 +64,7 @@ impl ShipTask {
                 s.unacked_bytes = 0;
                 s.reconnects_total += 1;
             });
-            if !self.pause(pause).await {
+            if group_ends_within(self.port.as_ref(), pause).await {
                 break;
             }
         }
@@ -81,13 +81,6 @@ impl ShipTask {
         session::run(context, memory, connection.as_mut(), self.source.as_mut()).await
     }
 
-    /// Waits. False when the group ended meanwhile.
-    async fn pause(&self, pause: Duration) -> bool {
-        let mut progress = self.port.progress();
-        let ended = async { while progress.changed().await.is_ok() {} };
-        tokio::time::timeout(pause, ended).await.is_err()
-    }
-
     fn pauses(&self) -> backon::ExponentialBackoff {
         backon::ExponentialBuilder::default()
             .with_min_delay(self.config.retry_min)
@@ -98,6 +91,13 @@ impl ShipTask {
             .without_max_times()
             .build()
     }
+}
+
+/// Waits, unless the group ends meanwhile.
+async fn group_ends_within(port: &dyn GroupPort, pause: Duration) -> bool {
+    let mut progress = port.progress();
+    let ended = async { while progress.changed().await.is_ok() {} };
+    tokio::time::timeout(pause, ended).await.is_ok()
 }
 
 fn state_after(error: &SessionError) -> SinkState {

@@ -6,7 +6,7 @@ use crate::engine::event::EventRecord;
 use crate::engine::request::LogProgress;
 use crate::ship::cutter::{CutSegment, Cutter};
 use crate::ship::pass::{PASS_RANGES_MAX, Pass, PassSegment, Step};
-use crate::ship::port::PortError;
+use crate::ship::port::{GroupPort, PortError};
 use crate::ship::rate::RateLimit;
 use crate::ship::sink::SinkConnection;
 use crate::ship::source::{Record, RecordSource};
@@ -235,7 +235,7 @@ impl<'a> Streaming<'a> {
     async fn drive(&mut self, driven: &mut Driven) -> Result<bool, SessionError> {
         match driven.phase {
             Phase::Held(until) if self.cutter.next() > until => {
-                self.count_allocated(&mut driven.pass).await?;
+                count_allocated(self.context.port.as_ref(), &mut driven.pass).await?;
                 driven.phase = Phase::Sending;
                 Ok(true)
             }
@@ -307,29 +307,6 @@ impl<'a> Streaming<'a> {
         Ok(true)
     }
 
-    /// Adds up what is allocated, so that progress can be shown.
-    async fn count_allocated(&self, pass: &mut Pass) -> Result<(), SessionError> {
-        let mut blocks = 0;
-        let mut at = pass.position();
-        for disk in at.0.0..self.context.port.identity().disks.len() as u16 {
-            loop {
-                let ranges = self
-                    .context
-                    .port
-                    .allocated_ranges(DiskIndex(disk), at.1, PASS_RANGES_MAX)
-                    .await?;
-                blocks += ranges.iter().map(|r| r.end - r.start).sum::<u64>();
-                match ranges.last() {
-                    Some(last) if last.end > at.1 => at.1 = last.end,
-                    _ => break,
-                }
-            }
-            at.1 = 0;
-        }
-        pass.expect_blocks(blocks);
-        Ok(())
-    }
-
     /// Takes an acknowledgement if one is there.
     async fn take_acks(&mut self) -> Result<(), SessionError> {
         let ack = tokio::select! {
@@ -398,4 +375,25 @@ impl<'a> Streaming<'a> {
             s.pass = pass;
         });
     }
+}
+
+/// Adds up what is allocated from the pass's place on, so that its progress can be shown.
+async fn count_allocated(port: &dyn GroupPort, pass: &mut Pass) -> Result<(), SessionError> {
+    let mut blocks = 0;
+    let (first, mut from) = pass.position();
+    for disk in first.0..port.identity().disks.len() as u16 {
+        loop {
+            let ranges = port
+                .allocated_ranges(DiskIndex(disk), from, PASS_RANGES_MAX)
+                .await?;
+            blocks += ranges.iter().map(|r| r.end - r.start).sum::<u64>();
+            match ranges.last() {
+                Some(last) if last.end > from => from = last.end,
+                _ => break,
+            }
+        }
+        from = 0;
+    }
+    pass.expect_blocks(blocks);
+    Ok(())
 }

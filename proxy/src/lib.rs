@@ -12,3 +12,4 @@ pub mod io;
 pub mod nbd;
 pub mod ship;
 pub mod tls;
+pub mod worker;

@@ -5,7 +5,8 @@ use super::block_map::BlockKey;
 use super::request::{Extent, ReplyBody, RequestError, RequestId};
 use crate::io::{FileId, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex};
-use rangemap::RangeMap;
+use rangemap::{RangeMap, RangeSet};
+use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Most bytes that one answer describes: bounds the work of a request. NBD lets an answer be short.
@@ -43,6 +44,46 @@ impl<S: Storage> Engine<S> {
                 RequestError::Io
             });
         self.reply(id, result);
+    }
+
+    /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, in the
+    /// backing or in the ring: ascending, disjoint, at most `ranges_max`. Empty when there are none
+    /// up to the disk's end.
+    ///
+    /// # Errors
+    /// The backing cannot say what is allocated.
+    pub fn allocated_ranges(
+        &mut self,
+        disk: DiskIndex,
+        from_block: u64,
+        ranges_max: usize,
+    ) -> std::io::Result<Vec<Range<u64>>> {
+        let size = self.disk_sizes[usize::from(disk.0)];
+        let disk_end = size.div_ceil(BLOCK);
+        let from = from_block << BLOCK_SHIFT;
+        if from >= size || ranges_max == 0 {
+            return Ok(Vec::new());
+        }
+        let file = FileId::backing(disk);
+        let runs = self
+            .storage
+            .allocated(file, from, size - from, ranges_max)?;
+        // Behind the last run that was asked for nothing is known.
+        let known_end = match runs.last() {
+            Some(last) if runs.len() >= ranges_max => last.end.div_ceil(BLOCK),
+            _ => disk_end,
+        };
+        let mut blocks: RangeSet<u64> = runs
+            .into_iter()
+            .map(|run| run.start >> BLOCK_SHIFT..run.end.div_ceil(BLOCK))
+            .collect();
+        for (key, _) in self.map.iter() {
+            let block = key.block();
+            if key.disk() == disk && (from_block..known_end).contains(&block) {
+                blocks.insert(block..block + 1);
+            }
+        }
+        Ok(blocks.iter().take(ranges_max).cloned().collect())
     }
 
     fn block_status(

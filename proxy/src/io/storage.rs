@@ -65,6 +65,12 @@ impl UringStorage {
         self.files.get(file.0 as usize)?.as_ref()
     }
 
+    /// Its number on the ring, for [`Uring::take_ready`].
+    #[must_use]
+    pub fn client(&self) -> usize {
+        self.client
+    }
+
     /// Operations whose completion was not handed out by the kernel yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -97,6 +97,8 @@ struct Core {
     reaped: Vec<(u64, i32)>,
     /// Vectors and headers of sends that are over, for the next.
     send_headers: Vec<SendHeader>,
+    /// Clients whose completions went from none to some since last asked.
+    ready_clients: Vec<usize>,
     /// A loop calls `enter` each turn: polls need not.
     driven: bool,
     stats: UringStats,
@@ -136,6 +138,7 @@ impl Uring {
                 socket_ready: Vec::new(),
                 reaped: Vec::with_capacity(1024),
                 send_headers: Vec::new(),
+                ready_clients: Vec::new(),
                 driven: false,
                 stats: UringStats::default(),
             })),
@@ -164,6 +167,12 @@ impl Uring {
             return true;
         }
         core.ring.submission().taskrun()
+    }
+
+    /// Moves the numbers of storages that have had completions since the last call to the end of
+    /// `clients` (see [`super::storage::UringStorage::client`]).
+    pub fn take_ready(&self, clients: &mut Vec<usize>) {
+        clients.append(&mut self.core.borrow_mut().ready_clients);
     }
 
     /// Operations that are queued or in the kernel.
@@ -419,9 +428,12 @@ impl Core {
                 self.stats.completed += 1;
                 let slot = self.slots.remove(key);
                 match slot.client {
-                    Some(client) => {
-                        let client = &mut self.clients[client];
+                    Some(client_key) => {
+                        let client = &mut self.clients[client_key];
                         client.in_flight -= 1;
+                        if client.ready.is_empty() {
+                            self.ready_clients.push(client_key);
+                        }
                         if !client.closed {
                             client.ready.push(slot.into_completion(result));
                         }

@@ -23,6 +23,8 @@
 mod check;
 mod output;
 mod replies;
+#[cfg(test)]
+mod tests;
 
 pub use output::OutChunk;
 

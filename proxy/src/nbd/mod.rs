@@ -17,3 +17,5 @@ pub mod handshake;
 pub mod listener;
 pub mod session;
 mod socket;
+#[cfg(test)]
+pub(crate) mod test_support;

@@ -7,6 +7,8 @@
 //! bounded. On an error the connection is dropped; nothing else was touched.
 
 mod options;
+#[cfg(test)]
+mod tests;
 use super::export::{Exports, Negotiated, OpenError, Peer};
 use crate::tls::{Identity, IdentityError};
 use afterimage_format::nbd::constants::{FLAG_FIXED_NEWSTYLE, FLAG_NO_ZEROES};

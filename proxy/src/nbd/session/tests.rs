@@ -150,7 +150,7 @@ fn drive(session: &mut Session, disk: &mut Disk, input: &[u8], piece: usize) -> 
                 session.complete(reply);
             }
             Event::NeedInput { contiguous } => {
-                assert!(contiguous <= (64 << 10).max(32));
+                assert!(contiguous <= 64 << 10);
                 assert!(
                     consumed + contiguous > have - from,
                     "asks for more than there is"
@@ -678,13 +678,16 @@ fn a_client_that_never_reads_is_not_served_for_ever() {
     assert!(matches!(session.step(&flush).event, Event::Blocked(_)));
 }
 
+/// A chunk's header, its context, and its extents as length and flags.
+type StatusChunk = (ReplyHeader, u32, Vec<(u64, u64)>);
+
 #[test]
 fn block_status_tells_every_context_within_the_range() {
     for form in [ReplyForm::Structured, ReplyForm::Extended] {
         let (mut session, mut disk) = (Session::new(with_contexts(form)), Disk::new());
         let status = |flags, len| encode(form, &request(cmd::BLOCK_STATUS, flags, 4, 0, len), &[]);
         let parse = |out: &[u8]| {
-            let mut all: Vec<(ReplyHeader, u32, Vec<(u64, u64)>)> = Vec::new();
+            let mut all = Vec::<StatusChunk>::new();
             let mut rest = out;
             while let Some((header, at)) = decode_header(rest) {
                 let body = &rest[at..at + header.length as usize];

@@ -205,7 +205,7 @@ class ResendingClient:
         deadline = time.monotonic() + 120
         while True:
             try:
-                return Connection(self.path).open_export(self.export)
+                return Connection(self.path, patience_seconds=120).open_export(self.export)
             except (OSError, ConnectionError):
                 if time.monotonic() > deadline:
                     raise
@@ -274,6 +274,10 @@ class ResendingClient:
         for block in range(self.blocks):
             if self.answered[block]:
                 self.verify_block(block, read(block * BLOCK, BLOCK), self._next_version[block])
+
+    def touched(self, block):
+        """Whether any version of the block was ever sent."""
+        return self._next_version[block] > 0
 
     def verify_block(self, block, seen, newest=None):
         """Compare one block: it must hold the version answered last, or up to `newest`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 LOGS = TESTS.parent / "target/test-logs"
 LIMIT_SECONDS = 300
-NOT_SCRIPTS = {"__init__", "image", "guest"}
+NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk"}
 
 
 def scripts(folder, names):

@@ -1,0 +1,37 @@
+"""The systemd units in a real system: socket activation, kills, restarts, a ring that survives a stop."""
+# limit: 900
+
+from harness.process import expect, expect_equal, scratch
+from vm.guest import Guest, copy_root, data_disk, raw_root
+from vm.tools_disk import INSTALL, tools_disk
+
+with scratch() as folder:
+    tools = data_disk("tools", tools_disk(folder), "tools")
+    with Guest(folder, "guest", raw_root(copy_root(folder / "root.raw")), more=tools) as guest:
+        guest.wait_until_up()
+        guest.run(INSTALL)
+        # Only the socket: the first client starts the service, which is ready once it has recovered.
+        guest.run("systemctl enable afterimage.socket afterimage.service; systemctl start afterimage.socket")
+        expect_equal(guest.run("systemctl is-active afterimage.service || true").strip(), "inactive", "the service")
+        inside = "PYTHONPATH=/tools PYTHONDONTWRITEBYTECODE=1 python3 /tools/inside/kills_under_systemd.py"
+        result = guest.finish(guest.start(inside), ok=None, patience_seconds=600)
+        journal = guest.run("journalctl --no-pager -u afterimage.service | tail -60")
+        expect(result.exit_code == 0, f"{result.stdout}\n{result.stderr}\n{journal}")
+        print(result.stdout)
+
+        # Stop and start: the ring is the same file, and the disk the same content.
+        read_all = "nbd-client -unix /run/afterimage/nbd.sock /dev/nbd0 -N vm1/vda && sha256sum < /dev/nbd0 && nbd-client -d /dev/nbd0"
+        guest.run("modprobe nbd")
+        before = guest.run(read_all).splitlines()
+        rings = guest.run("find /dev/shm -type f -name '*afterimage*' -o -type f -name '*.ring' | xargs -r ls -i")
+        expect(rings.strip(), "a ring in /dev/shm")
+        guest.run("systemctl stop afterimage.service")
+        expect_equal(guest.run("find /dev/shm -type f | wc -l").strip() != "0", True, "a ring after the stop")
+        guest.run("systemctl start afterimage.service")
+        expect_equal(guest.run(read_all).splitlines(), before, "the disk's digest after stop and start")
+        guest.run("afterimage status; afterimage points vm1 >/dev/null")
+
+        # It starts with the system, and nothing is failed afterwards.
+        guest.run("systemctl is-enabled afterimage.socket afterimage.service")
+        expect_equal(guest.run("systemctl --failed --no-legend --plain").strip(), "", "failed units")
+        guest.power_off()

@@ -1,0 +1,75 @@
+"""Backings that are missing, too small, somebody else's, qcow2, or changed behind our back."""
+
+import os
+
+from harness.nbd_client import Connection
+from harness.process import Child, expect, run, scratch, wait_until
+from harness.server import Afterimage
+
+
+def refused(server, what, *words):
+    said = server.start_refused()
+    for word in [str(server.backing()), *words]:
+        expect(word in said, f"{what}: the message says {word!r}:\n{said}")
+    expect(not server.log_path().exists() or what.startswith("later"), f"{what}: no log was left behind")
+    server.close()
+
+
+with scratch() as folder:
+    server = Afterimage(folder, name="missing", create_backings=False)
+    refused(server, "missing")
+
+    server = Afterimage(folder, name="empty", groups={"vm1": {"vda": 0}})
+    refused(server, "empty")
+
+    server = Afterimage(folder, name="qcow2", create_backings=False)
+    run("qemu-img", "create", "-q", "-f", "qcow2", server.backing(), "64M")
+    refused(server, "qcow2", "qcow2")
+
+    # QEMU holds its locks on the image: the start waits a while, then says that it is in use.
+    server = Afterimage(folder, name="in-use")
+    holder = Child(["qemu-nbd", "-f", "raw", "-k", folder / "holder.sock", "-t", server.backing()], folder / "holder.log")
+    wait_until(lambda: (folder / "holder.sock").exists(), "qemu-nbd to hold the image")
+    refused(server, "in use")
+    holder.kill()
+
+    # Two servers, one backing and log.
+    with Afterimage(folder, name="first") as first:
+        second = Afterimage(folder, name="second", create_backings=False)
+        os.symlink(first.backing(), second.backing())
+        said = second.start_refused()
+        expect("use" in said or "lock" in said, f"a backing of another server:\n{said}")
+        second.close()
+
+    # And the other way round: while we serve it, QEMU may not open it.
+    with Afterimage(folder, name="ours") as server:
+        run("qemu-io", "-f", "raw", "-c", "write 0 4096", server.backing(), ok=False)
+
+    server = Afterimage(folder, name="changed")
+    with server:
+        with Connection(server.socket).open_export("vm1/vda") as client:
+            client.write(0, b"x" * 4096)
+        server.stop()
+        with open(server.backing(), "r+b") as file:
+            file.seek(1 << 20)
+            file.write(b"changed behind our back")
+        said = server.start_refused()
+        expect(str(server.backing()) in said, f"changed backing:\n{said}")
+
+    server = Afterimage(folder, name="shrunk")
+    with server:
+        server.stop()
+        os.truncate(server.backing(), 1 << 20)
+        said = server.start_refused()
+        expect(str(server.backing()) in said, f"backing too small:\n{said}")
+
+    # A marker says that another log belongs to the backing.
+    server = Afterimage(folder, name="claimed")
+    with server:
+        server.stop()
+        server.log_path().rename(folder / "taken-away.log")
+        for ring in server.ring_dir.iterdir():
+            ring.unlink()
+        said = server.start_refused()
+        expect(str(server.backing()) in said or str(server.log_path()) in said, f"claimed backing:\n{said}")
+

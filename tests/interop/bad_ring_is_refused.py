@@ -1,0 +1,41 @@
+"""A ring that is missing in the same boot: refused until the operator accepts; a damaged one, too."""
+
+from harness.nbd_client import Connection
+from harness.process import expect, scratch
+from harness.server import Afterimage
+
+
+def killed(folder, name):
+    server = Afterimage(folder, name=name)
+    server.start()
+    with Connection(server.socket).open_export("vm1/vda") as client:
+        for number in range(100):
+            client.write(number * 4096, bytes([number + 1]) * 4096)
+    server.kill()
+    return server
+
+
+with scratch() as folder:
+    server = killed(folder, "missing")
+    server.ring_path().unlink()
+    said = server.start_refused()
+    expect(str(server.ring_dir) in said or "ring" in said, f"the ring is named:\n{said}")
+    expect("--accept-lost-ring" in said, f"the way out is named:\n{said}")
+    server.cli("recover", "vm1", "--to-plain", ok=1)
+    server.cli("recover", "vm1", "--to-plain", "--accept-lost-ring")
+    server.close()
+
+    server = killed(folder, "damaged")
+    with open(server.ring_path(), "r+b") as file:
+        file.write(b"\0" * 64)
+    said = server.start_refused()
+    expect("ring" in said, f"the ring is named:\n{said}")
+    server.close()
+
+    # The ring of another group in its place.
+    server, other = killed(folder, "one"), killed(folder, "two")
+    server.ring_path().write_bytes(other.ring_path().read_bytes())
+    said = server.start_refused()
+    expect("ring" in said, f"the ring is named:\n{said}")
+    other.close()
+    server.close()

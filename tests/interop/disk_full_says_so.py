@@ -1,0 +1,78 @@
+"""No space for a log, in a sparse backing's file system, in the repository: a clear state, nothing lost."""
+
+import subprocess
+from contextlib import contextmanager
+
+from harness.model import Disk, same_content
+from harness.nbd_client import Connection
+from harness.process import expect, run, scratch, wait_until
+from harness.server import Afterimage
+
+
+@contextmanager
+def small_file_system(path, size):
+    """A tmpfs of that size."""
+    path.mkdir(parents=True, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "afterimage-test", path)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=False)
+
+
+with scratch() as folder:
+    # The log does not fit.
+    with small_file_system(folder / "log-site", "16m"):
+        server = Afterimage(folder, name="log-site", groups={"vm1": {"vda": "1MiB"}}, log="64MiB")
+        said = server.start_refused()
+        expect(str(server.log_path()) in said, f"the log is named:\n{said}")
+        expect(not server.log_path().exists(), "no half a log is left behind")
+        server.close()
+
+    # The repository fills: the guest goes on, the state says it, and it resumes by itself.
+    with small_file_system(folder / "full-repo", "24m") as repository:
+        server = Afterimage(folder, name="site", groups={"vm1": {"vda": "32MiB"}}, log="256MiB",
+                            to=[f"file://{repository}"], replica=f'repository = "file://{repository}"')
+        with server:
+            disk = Disk(server.socket, "vm1/vda", 32 << 20)
+            disk.write(0, disk.dice.randbytes(1 << 20))
+            server.checkpoint("early")
+            early = bytes(disk.content)
+            server.wait_shipped()
+            for number in range(48):
+                disk.write(((number * 7) % 31) << 20, disk.dice.randbytes(1 << 20))
+            disk.flush()
+            seen = wait_until(lambda: (found := server.group_status()["targets"][0]).get("error") and found,
+                              "the target's error in the status")
+            print(f"full: {seen['state']}: {seen['error']}")
+            same_content("early, while full", server.restore("early", folder / "early") / "vda.raw", early)
+            run("mount", "-o", "remount,size=256m", repository)
+            server.checkpoint("late")
+            server.wait_shipped()
+            same_content("late", server.restore("late", folder / "late") / "vda.raw", bytes(disk.content))
+
+    # The backing's file system fills: what was answered stays readable and survives a kill.
+    with small_file_system(folder / "backing-site", "96m"):
+        server = Afterimage(folder, name="backing-site", groups={"vm1": {"vda": "64MiB"}}, log="48MiB", to=[],
+                            ring="8MiB", replica=False)
+        with server, Connection(server.socket, patience_seconds=20).open_export("vm1/vda") as client:
+            answered = 0
+            try:
+                while answered < 64:
+                    if client.call(1, answered << 20, 1 << 20, bytes([answered + 1]) * (1 << 20)) != 0:
+                        break
+                    answered += 1
+            except TimeoutError:
+                pass  # Held back while it retries: as good as an error.
+            expect(answered >= 8, f"writes up to the limit were answered, {answered} MiB")
+            expect(answered < 64, "the file system's limit was felt")
+            print(f"backing full after {answered} MiB: {server.group_status()['state']}")
+            with Connection(server.socket).open_export("vm1/vda") as reader:
+                for number in range(answered):
+                    expect(reader.read(number << 20, 4096) == bytes([number + 1]) * 4096, f"MiB {number} is there")
+            server.kill()
+            run("mount", "-o", "remount,size=256m", server.folder)
+            server.start()
+            with Connection(server.socket).open_export("vm1/vda") as reader:
+                for number in range(answered):
+                    expect(reader.read(number << 20, 4096) == bytes([number + 1]) * 4096, f"MiB {number} is there")

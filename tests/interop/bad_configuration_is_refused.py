@@ -7,7 +7,7 @@ CASES = [
     ("unknown key", 'colour = "blue"', ["colour"]),
     ("unknown table", "[nonsense]\na = 1", ["nonsense"]),
     ("wrong type", "workers = 'many'", ["wrong.toml:1", "many"]),
-    ("size without sense", 'ring_budget = "12 parsecs"', ["ring_budget", "12 parsecs"]),
+    ("size without sense", 'ring_budget = "12 parsecs"', ["wrong.toml:1", "12 parsecs"]),
 ]
 BAD_NAMES = ["../etc", "a/b", ".hidden", "-dash", "", "n" * 65, "nul\\u0000name", "white space", "."]
 

@@ -12,6 +12,7 @@
 
 pub mod codec;
 pub mod cutter;
+pub mod log_source;
 pub mod pass;
 pub mod port;
 pub mod rate;

@@ -164,7 +164,9 @@ impl Opening<'_> {
             source.seek(first).await?;
         }
         while let Some(next) = walk.next() {
-            let batch = source.read(walk.until()).await?;
+            // Up to the durable bound, not to the walk's end: that may lie within a frame.
+            let durable = self.context.port.progress().borrow().durable;
+            let batch = source.read(durable).await?;
             batch.records.iter().for_each(|record| walk.step(record));
             if walk.next() == Some(next) {
                 return Err(SessionError::Source(

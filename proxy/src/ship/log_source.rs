@@ -1,0 +1,206 @@
+//! The record source that reads the log's file with a read-only descriptor of its own, beside the
+//! engine that appends to it.
+//!
+//! Nothing is shared with the engine but the file and the durable bound: frames up to the bound do
+//! not change until the tail has passed them, and the superblock with the new tail is durable
+//! before their space is written again. So a frame that is not where the chain demands it has left
+//! the log if the superblock's tail is past it, and is damaged if not. Blocking reads run on the
+//! runtime's threads for that.
+
+use super::BoxFuture;
+use super::source::{Batch, Record, RecordSource, SourceError};
+use crate::engine::log::LogHead;
+use crate::engine::log::directory::Directory;
+use crate::engine::log::reader::{ChainRules, FrameView, LogReader, READAHEAD_FOLLOW, ReadError};
+use crate::engine::log::superblock::peek;
+use crate::io::file::{OpenOptions, StorageFile};
+use afterimage_format::frame::Descriptor;
+use afterimage_format::ids::Lsn;
+use afterimage_format::segment::ClockAnchor;
+use bytes::Bytes;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Reads one log file.
+pub struct LogFileSource {
+    path: PathBuf,
+    /// The record that comes next.
+    next: Lsn,
+    /// Open file and position. `None` before the first read, and after a read that was dropped
+    /// half-way or failed: then the file is opened anew.
+    open: Option<Box<OpenLog>>,
+}
+
+struct OpenLog {
+    file: StorageFile,
+    reader: LogReader,
+    rules: ChainRules,
+    /// Places of frames that were passed; trimmed once for each lap.
+    directory: Directory,
+    /// Frames before this record are in the directory.
+    noted: Lsn,
+    lap: u32,
+}
+
+impl LogFileSource {
+    /// A source over the log at `path`, which must exist when records are first read.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            next: Lsn(1),
+            open: None,
+        }
+    }
+
+    async fn read_batch(&mut self, durable: Lsn) -> Result<Batch, SourceError> {
+        if self.next > durable {
+            return Ok(Batch::default());
+        }
+        let (path, open, next) = (self.path.clone(), self.open.take(), self.next);
+        let read = move || {
+            let mut open = match open {
+                Some(open) => open,
+                None => Box::new(OpenLog::open(&path)?),
+            };
+            let batch = open.read(next, durable)?;
+            Ok::<_, SourceError>((open, batch))
+        };
+        let (open, batch) = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| SourceError::Io(io::Error::other(error)))??;
+        self.open = Some(open);
+        if let Some(last) = batch.records.last() {
+            self.next = last.meta.lsn.next();
+        }
+        Ok(batch)
+    }
+}
+
+impl RecordSource for LogFileSource {
+    fn seek(&mut self, next: Lsn) -> BoxFuture<'_, Result<(), SourceError>> {
+        // Whether the log holds it shows when it is read.
+        self.next = next;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn read(&mut self, durable: Lsn) -> BoxFuture<'_, Result<Batch, SourceError>> {
+        Box::pin(self.read_batch(durable))
+    }
+}
+
+impl OpenLog {
+    fn open(path: &Path) -> Result<Self, SourceError> {
+        let mut file = StorageFile::open(path, &OpenOptions::reader()).map_err(io::Error::other)?;
+        let superblock = peek(&mut file).map_err(io::Error::other)?;
+        let rules = ChainRules {
+            log: superblock.log,
+            area_blocks: superblock.area_blocks,
+            incarnation: None,
+        };
+        let head = LogHead::at_tail(&superblock.tail);
+        Ok(Self {
+            file,
+            reader: LogReader::new(rules, head, READAHEAD_FOLLOW),
+            rules,
+            directory: Directory::new(head),
+            noted: head.lsn,
+            lap: head.lap,
+        })
+    }
+
+    /// Records from `next` on, of one frame.
+    fn read(&mut self, next: Lsn, durable: Lsn) -> Result<Batch, SourceError> {
+        self.go_to(next)?;
+        loop {
+            let before = self.reader.head();
+            let frame = match self.reader.next(&mut self.file, durable) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Ok(Batch::default()),
+                Err(error) => return Err(self.explain(error, next)),
+            };
+            let (lap, taken) = (frame.placement.lap, frame.placement.blocks_taken);
+            let batch = batch_of(&frame, next);
+            self.note(before, taken, lap)?;
+            if !batch.records.is_empty() {
+                return Ok(batch);
+            }
+        }
+    }
+
+    fn note(&mut self, before: LogHead, blocks: u64, lap: u32) -> Result<(), SourceError> {
+        if before.lsn >= self.noted {
+            self.directory.note(before, blocks);
+            self.noted = self.reader.head().lsn;
+        }
+        if lap > self.lap {
+            self.lap = lap;
+            let superblock = peek(&mut self.file).map_err(io::Error::other)?;
+            let tail = LogHead::at_tail(&superblock.tail);
+            if tail.lsn <= self.noted {
+                self.directory.trim(tail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the reader at or before the frame that holds `next`.
+    fn go_to(&mut self, next: Lsn) -> Result<(), SourceError> {
+        let head = self.reader.head();
+        if head.lsn == next {
+            return Ok(());
+        }
+        let known = self.directory.locate(next).ok_or(SourceError::Gone(next))?;
+        // Ahead: on from the last known place, or from here, whichever is nearer.
+        let start = if head.lsn < next && head.lsn > known.lsn {
+            head
+        } else {
+            known
+        };
+        self.reader = LogReader::new(self.rules, start, READAHEAD_FOLLOW);
+        Ok(())
+    }
+
+    fn explain(&mut self, error: ReadError, next: Lsn) -> SourceError {
+        let ReadError::NotThere { .. } = &error else {
+            return SourceError::Io(io::Error::other(error));
+        };
+        match peek(&mut self.file) {
+            Ok(superblock) if superblock.tail.lsn > self.reader.head().lsn => {
+                // The frames on the way are gone; the record itself may still be there, and is
+                // found from the new tail when the file is opened anew.
+                if superblock.tail.lsn > next {
+                    SourceError::Gone(next)
+                } else {
+                    SourceError::Io(io::Error::other(error))
+                }
+            }
+            Ok(_) => SourceError::Damaged {
+                lsn: self.reader.head().lsn.max(next),
+                what: error.to_string(),
+            },
+            Err(error) => SourceError::Io(io::Error::other(error)),
+        }
+    }
+}
+
+fn batch_of(frame: &FrameView<'_>, next: Lsn) -> Batch {
+    let start = &frame.descriptor.header.start;
+    let payload = Bytes::copy_from_slice(frame.payload);
+    let entries = frame.descriptor.entries.iter();
+    let records = entries
+        .filter(|entry| entry.lsn >= next)
+        .map(|entry| Record {
+            meta: entry.meta(),
+            payload: payload.slice_ref(Descriptor::payload_of(entry, &payload)),
+        })
+        .collect();
+    Batch {
+        anchor: ClockAnchor {
+            wall_ns: start.wall_ns,
+            boot_id: start.boot.0.into_bytes(),
+            boottime_ns: start.boottime_ns,
+        },
+        records,
+    }
+}

@@ -66,6 +66,16 @@ pub struct ConnectionSlot {
     _permit: OwnedSemaphorePermit,
 }
 
+#[cfg(test)]
+impl ConnectionSlot {
+    /// A place of its own.
+    pub(crate) fn for_test() -> Self {
+        let places = Arc::new(Semaphore::new(1));
+        let permit = places.try_acquire_owned().expect("one is free");
+        Self { _permit: permit }
+    }
+}
+
 /// A client in transmission, on its way to the thread that owns its disk.
 #[derive(Debug)]
 pub struct Connection {

@@ -4,11 +4,13 @@
 //! consumed lies in `input[start..end]`; the connection is removed only when nothing is in the
 //! kernel and no request is in flight, so an answer always finds its session.
 
+use super::message::Attachment;
 use super::tls::TlsLayer;
 use crate::engine::request::{Reply, Request, RequestId};
 use crate::io::Token;
 use crate::io::buffer::AlignedBuffer;
 use crate::io::socket::{PIECES_MAX, Piece, Sockets};
+use crate::nbd::listener::ConnectionSlot;
 use crate::nbd::session::{Event, INLINE_PAYLOAD_DEFAULT, Session};
 use afterimage_format::ids::DiskIndex;
 use std::io;
@@ -37,6 +39,7 @@ pub(super) struct Connection {
     pub(super) group: usize,
     pub(super) disk: DiskIndex,
     pub(super) peer: String,
+    _slot: ConnectionSlot,
     socket: Rc<OwnedFd>,
     session: Session,
     tls: Option<Box<TlsLayer>>,
@@ -54,19 +57,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(
-        group: usize,
-        disk: DiskIndex,
-        peer: String,
-        socket: OwnedFd,
-        session: Session,
-        tls: Option<rustls::ServerConnection>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(group: usize, attachment: Attachment, session: Session) -> io::Result<Self> {
+        let Attachment {
+            disk,
+            socket,
+            tls,
+            peer,
+            slot,
+            ..
+        } = attachment;
         prepare_socket(&socket)?;
         Ok(Self {
             group,
             disk,
             peer,
+            _slot: slot,
             socket: Rc::new(socket),
             session,
             tls: tls.map(|connection| Box::new(TlsLayer::new(connection))),

@@ -26,14 +26,23 @@ enum Waiting {
     Drained(oneshot::Sender<Result<(), EngineError>>),
 }
 
+/// Who waits for gone clients to be over.
+pub(super) struct Quiescing {
+    /// Their connections.
+    pub(super) connections: Vec<usize>,
+    /// When they are ended, answered or not.
+    pub(super) due_ns: u64,
+    /// Answered when none is left.
+    pub(super) reply: oneshot::Sender<()>,
+}
+
 pub(super) struct Group {
     pub(super) name: String,
     pub(super) engine: Engine<UringStorage>,
     pub(super) budget: PayloadBudget,
     /// Its connections, by their numbers.
     pub(super) connections: Vec<usize>,
-    /// Answered when no connection of these is left.
-    pub(super) quiescing: Vec<(Vec<usize>, oneshot::Sender<()>)>,
+    pub(super) quiescing: Vec<Quiescing>,
     pub(super) touched: bool,
     /// Answered when the group is gone.
     pub(super) removing: Option<oneshot::Sender<()>>,

@@ -6,6 +6,7 @@ use crate::engine::{EngineConfig, EventRecord, LogStart};
 use crate::io::storage::StorageParts;
 use crate::nbd::budget::PayloadBudget;
 use crate::nbd::export::Negotiated;
+use crate::nbd::listener::ConnectionSlot;
 use crate::ship::port::{PortError, SinkRecord};
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::segment::SinkId;
@@ -87,6 +88,8 @@ pub struct Attachment {
     pub negotiated: Negotiated,
     /// Who it is, for people.
     pub peer: String,
+    /// Its place at the listener, kept as long as the connection.
+    pub slot: ConnectionSlot,
 }
 
 impl std::fmt::Debug for Attachment {

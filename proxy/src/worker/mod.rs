@@ -13,6 +13,8 @@ mod handle;
 mod mailbox;
 mod message;
 #[cfg(test)]
+mod test_rig;
+#[cfg(test)]
 mod tests;
 mod thread;
 mod tls;

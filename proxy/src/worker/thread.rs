@@ -7,7 +7,7 @@
 //! deadline, or a client owes the rest of a payload.
 
 use super::connection::Connection;
-use super::group::Group;
+use super::group::{Group, Quiescing};
 use super::mailbox::{Mailbox, Postbox};
 use super::message::{Attachment, Command, GroupKey, GroupSnapshot, Message, NewGroup};
 use crate::engine::Engine;
@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 
 /// A client that is silent for this long in the middle of a payload is dropped.
 const PAYLOAD_STALL_NS: u64 = 30_000_000_000;
+/// A gone client that still has answers to take (half-closed) is waited for so long.
+const QUIESCE_NS: u64 = 5_000_000_000;
 /// How long the thread looks for news before it sleeps, after it was busy with a client.
 const SPIN_NS: u64 = 30_000;
 /// No deadline.
@@ -49,6 +51,8 @@ pub(super) struct Worker {
     touched: Vec<GroupKey>,
     /// When stalled payloads are looked for; `NEVER` while nobody owes one.
     stall_check_ns: u64,
+    /// When those who are waited for by a quiesce are ended; `NEVER` while nobody is.
+    quiesce_check_ns: u64,
     /// A client was served in the last turn.
     busy: bool,
     ending: bool,
@@ -93,6 +97,7 @@ impl Worker {
             connections: Slab::new(),
             touched: Vec::new(),
             stall_check_ns: NEVER,
+            quiesce_check_ns: NEVER,
             busy: false,
             ending: false,
             completions: Vec::new(),
@@ -147,7 +152,7 @@ impl Worker {
             }
         }
         let engines = self.deadlines.iter().copied().min().unwrap_or(NEVER);
-        let wait = match engines.min(self.stall_check_ns) {
+        let wait = match engines.min(self.stall_check_ns).min(self.quiesce_check_ns) {
             NEVER => Wait::Forever,
             due if due <= start => Wait::No,
             due => Wait::For(Duration::from_nanos(due - start)),
@@ -194,6 +199,32 @@ impl Worker {
         }
         if self.stall_check_ns <= now_ns {
             self.drop_stalled(now_ns);
+        }
+        if self.quiesce_check_ns <= now_ns {
+            self.drop_lingering(now_ns);
+        }
+    }
+
+    /// Ends gone clients that a quiesce has waited for long enough.
+    fn drop_lingering(&mut self, now_ns: u64) {
+        self.quiesce_check_ns = NEVER;
+        let mut touched = Vec::new();
+        for (key, group) in &self.groups {
+            for quiescing in &group.quiescing {
+                if quiescing.due_ns > now_ns {
+                    self.quiesce_check_ns = self.quiesce_check_ns.min(quiescing.due_ns);
+                    continue;
+                }
+                for number in &quiescing.connections {
+                    if let Some(connection) = self.connections.get_mut(*number) {
+                        connection.kill();
+                    }
+                }
+                touched.push(key);
+            }
+        }
+        for group in touched {
+            self.touch(group);
         }
     }
 
@@ -306,7 +337,9 @@ impl Worker {
         let group = &mut self.groups[key];
         match command {
             Command::Attach(attachment) => self.attach(key, *attachment, now.monotonic_ns),
-            Command::Quiesce { disk, reply } => self.quiesce(key, disk, reply),
+            Command::Quiesce { disk, reply } => {
+                self.quiesce(key, disk, reply, now.monotonic_ns);
+            }
             Command::Snapshot { reply } => {
                 let connections = &self.connections;
                 let _ = reply.send(GroupSnapshot {
@@ -343,14 +376,7 @@ impl Worker {
         let config = attachment
             .negotiated
             .session_config(id, group.budget.clone());
-        let connection = Connection::new(
-            key,
-            attachment.disk,
-            attachment.peer,
-            attachment.socket,
-            Session::new(config),
-            attachment.tls,
-        );
+        let connection = Connection::new(key, attachment, Session::new(config));
         match connection {
             Ok(mut connection) => {
                 connection.last_byte_ns = now_ns;
@@ -367,6 +393,7 @@ impl Worker {
         key: GroupKey,
         disk: afterimage_format::ids::DiskIndex,
         reply: oneshot::Sender<()>,
+        now_ns: u64,
     ) {
         let group = &mut self.groups[key];
         let gone: Vec<usize> = group
@@ -378,7 +405,15 @@ impl Worker {
                 connection.disk == disk && connection.peer_is_gone()
             })
             .collect();
-        group.quiescing.push((gone, reply));
+        let due_ns = now_ns + QUIESCE_NS;
+        if !gone.is_empty() {
+            self.quiesce_check_ns = self.quiesce_check_ns.min(due_ns);
+        }
+        group.quiescing.push(Quiescing {
+            connections: gone,
+            due_ns,
+            reply,
+        });
     }
 
     /// One turn of one group.
@@ -450,12 +485,13 @@ impl Worker {
         if ended || !group.quiescing.is_empty() {
             let alive = &group.connections;
             let mut left = Vec::new();
-            for (mut waited, reply) in group.quiescing.drain(..) {
+            for mut quiescing in group.quiescing.drain(..) {
+                let waited = &mut quiescing.connections;
                 waited.retain(|number| alive.contains(number));
                 if waited.is_empty() {
-                    let _ = reply.send(());
+                    let _ = quiescing.reply.send(());
                 } else {
-                    left.push((waited, reply));
+                    left.push(quiescing);
                 }
             }
             group.quiescing = left;

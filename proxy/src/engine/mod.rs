@@ -34,6 +34,8 @@ pub mod request;
 mod ring;
 pub mod start;
 mod sub_block;
+#[cfg(test)]
+mod tests;
 mod token;
 mod trim;
 mod waiters;
@@ -302,7 +304,8 @@ impl<S: Storage> Engine<S> {
             ring_bytes: u64::from(self.ring.area_blocks()) * BLOCK,
             ring_bytes_used: u64::from(self.ring.used_blocks()) * BLOCK,
             log_bytes: self.space.area_blocks() * BLOCK,
-            log_bytes_used: self.space.used_blocks() * BLOCK,
+            // Frames that wait for room have a place already.
+            log_bytes_used: self.space.used_blocks().min(self.space.area_blocks()) * BLOCK,
             log_bytes_undestaged: self.space.blocks_above(self.destage.destaged) * BLOCK,
             waiting_bytes: self.writes.waiting_bytes as u64,
             log_errno: self.failure.log_errno,

@@ -1,0 +1,6 @@
+//! The engine on simulated storage, against a byte-exact model, with kills, power cuts and faults.
+
+mod crash;
+mod model;
+mod promises;
+mod rig;

@@ -25,6 +25,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+#[cfg(test)]
+#[path = "listener_tests.rs"]
+mod tests;
+
 /// What a listener is told.
 #[derive(Debug)]
 pub struct ListenerConfig {

@@ -5,7 +5,7 @@
 //! [`super::session`] on replies; at end of file what is in flight finishes and is answered.
 
 use super::export::BoxFuture;
-use super::session::{Event, OutChunk, Session, SessionConfig};
+use super::session::{Blocked, Event, OutChunk, Session, SessionConfig};
 use crate::engine::request::{Extent, Reply, ReplyBody, Request, RequestError, RequestId};
 use crate::io::buffer::AlignedBuffer;
 use std::io;
@@ -19,6 +19,8 @@ use tokio::time::Instant;
 pub const DEVICE_REQUESTS_MAX: usize = 64;
 /// A client that stalls this long within a payload is cut off.
 pub const PAYLOAD_STALL_MAX: Duration = Duration::from_secs(30);
+/// How often a payload that found no memory asks again.
+const BUDGET_RETRY: Duration = Duration::from_millis(10);
 
 /// Something that can be read, and perhaps written, at byte granularity. Offsets and lengths are
 /// within [`Device::size`]; lengths are not 0. Several connections call it at once. The cause of
@@ -88,7 +90,8 @@ where
     let mut out_at = 0;
     let mut stall = Instant::now() + PAYLOAD_STALL_MAX;
     loop {
-        let wants_input = take_requests(&mut session, &mut input, &mut running, &device)?;
+        let next = take_requests(&mut session, &mut input, &mut running, &device)?;
+        let wants_input = next == Next::Receive;
         if out.is_empty() {
             session.take_output(&mut out, 1, usize::MAX);
         }
@@ -96,6 +99,10 @@ where
             return writer.shutdown().await;
         }
         let payload_due = wants_input && session.awaits_payload();
+        if !wants_input {
+            // It is not the client that keeps us waiting.
+            stall = Instant::now() + PAYLOAD_STALL_MAX;
+        }
         tokio::select! {
             read = reader.read(input.space()), if wants_input => {
                 match read? {
@@ -118,6 +125,7 @@ where
                     }
                 }
             }
+            () = tokio::time::sleep(BUDGET_RETRY), if next == Next::AwaitBudget => {}
             () = tokio::time::sleep_until(stall), if payload_due => {
                 return Err(io::Error::new(
                     io::ErrorKind::TimedOut,
@@ -174,13 +182,24 @@ impl Input {
     }
 }
 
-/// Starts what has arrived. True if more should be received.
+/// What a connection can do besides finishing what runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// More can be received.
+    Receive,
+    /// Other connections must give back memory.
+    AwaitBudget,
+    /// A reply must be completed or sent first, or nothing more comes.
+    Finish,
+}
+
+/// Starts what has arrived.
 fn take_requests(
     session: &mut Session,
     input: &mut Input,
     running: &mut JoinSet<Reply>,
     device: &Arc<dyn Device>,
-) -> io::Result<bool> {
+) -> io::Result<Next> {
     while running.len() < DEVICE_REQUESTS_MAX {
         let step = session.step(&input.buffer[input.start..input.end]);
         input.start += step.consumed;
@@ -190,17 +209,18 @@ fn take_requests(
             }
             Event::NeedInput { contiguous } => {
                 input.compact(contiguous);
-                return Ok(true);
+                return Ok(Next::Receive);
             }
-            Event::Blocked(_) => return Ok(false),
+            Event::Blocked(Blocked::Budget) => return Ok(Next::AwaitBudget),
+            Event::Blocked(Blocked::Replies) => return Ok(Next::Finish),
             Event::Disconnect => {
                 session.close_input();
-                return Ok(false);
+                return Ok(Next::Finish);
             }
             Event::Broken(why) => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
         }
     }
-    Ok(false)
+    Ok(Next::Finish)
 }
 
 /// A request that outlives the receive buffer.
@@ -260,4 +280,99 @@ async fn run(device: Arc<dyn Device>, id: RequestId, request: OwnedRequest) -> R
             .map(ReplyBody::Extents),
     };
     Reply { id, result }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::budget::PayloadBudget;
+    use crate::nbd::test_support::Notes;
+    use afterimage_format::nbd::constants::cmd;
+    use afterimage_format::nbd::reply::ReplyForm;
+    use afterimage_format::nbd::request::RequestHeader;
+    use tokio::io::duplex;
+
+    fn config(budget: PayloadBudget) -> SessionConfig {
+        SessionConfig {
+            connection: 0,
+            size: 1 << 20,
+            read_only: false,
+            ack_durable: false,
+            form: ReplyForm::Simple,
+            contexts: Vec::new(),
+            inline_payload_max: 64 << 10,
+            budget,
+        }
+    }
+
+    fn write(len: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let header = RequestHeader {
+            flags: 0,
+            command: cmd::WRITE,
+            cookie: 5,
+            offset: 0,
+            length: len as u64,
+        };
+        header.encode(false, &mut out);
+        out.resize(out.len() + len, 1);
+        out
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_payload_without_memory_waits_for_others_and_goes_on() {
+        let budget = PayloadBudget::new(0);
+        assert!(budget.take(9, 1), "another connection uses up everything");
+        let device = Arc::new(Notes::default());
+        let (mut client, server) = duplex(1 << 20);
+        let serving = tokio::spawn(serve(server, config(budget.clone()), device.clone()));
+        client.write_all(&write(300_000)).await.expect("sent");
+        // Far longer than a client may stall: but here the server does.
+        tokio::time::sleep(PAYLOAD_STALL_MAX * 3).await;
+        assert_eq!(device.take(), [""; 0]);
+        budget.give_back(9, 1);
+        let mut reply = [0; 16];
+        client.read_exact(&mut reply).await.expect("answered");
+        assert_eq!(device.take(), ["write 0 300000"]);
+        drop(client);
+        serving.await.expect("no panic").expect("a proper end");
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stalls_within_a_payload_is_cut_off_and_changes_nothing() {
+        for len in [1000, 300_000] {
+            let budget = PayloadBudget::default();
+            let device = Arc::new(Notes::default());
+            let (mut client, server) = duplex(1 << 20);
+            let serving = tokio::spawn(serve(server, config(budget.clone()), device.clone()));
+            let torn = &write(len)[..len];
+            client.write_all(torn).await.expect("sent");
+            let error = serving.await.expect("no panic").expect_err("cut off");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(device.take(), [""; 0]);
+            assert_eq!(budget.used(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn half_close_lets_every_request_finish_and_answer() {
+        let device = Arc::new(Notes::default());
+        let (mut client, server) = duplex(1 << 20);
+        let serving = tokio::spawn(serve(
+            server,
+            config(PayloadBudget::default()),
+            device.clone(),
+        ));
+        for _ in 0..200 {
+            client.write_all(&write(10)).await.expect("sent");
+        }
+        client.write_all(&write(10)[..30]).await.expect("sent");
+        client.shutdown().await.expect("half closed");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.expect("an end");
+        assert_eq!(heard.len(), 200 * 16);
+        assert_eq!(device.take().len(), 200, "and the torn one changed nothing");
+        serving.await.expect("no panic").expect("a proper end");
+    }
 }

@@ -48,6 +48,50 @@ impl Device for Zeroes {
     }
 }
 
+/// Notes writes and keeps nothing.
+#[derive(Default)]
+pub(crate) struct Notes(Mutex<Vec<String>>);
+
+impl Notes {
+    /// What was written since the last call.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().expect("no panic"))
+    }
+}
+
+impl Device for Notes {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read<'a>(&'a self, _: u64, _: &'a mut [u8]) -> BoxFuture<'a, Result<(), RequestError>> {
+        Box::pin(async { Err(RequestError::Io) })
+    }
+
+    fn block_status(
+        &self,
+        _: u64,
+        _: u64,
+        _: u32,
+    ) -> BoxFuture<'_, Result<Vec<Extent>, RequestError>> {
+        Box::pin(async { Err(RequestError::Io) })
+    }
+
+    fn write<'a>(
+        &'a self,
+        offset: u64,
+        data: &'a [u8],
+        _: bool,
+    ) -> BoxFuture<'a, Result<(), RequestError>> {
+        Box::pin(async move {
+            tokio::task::yield_now().await;
+            let note = format!("write {offset} {}", data.len());
+            self.0.lock().expect("no panic").push(note);
+            Ok(())
+        })
+    }
+}
+
 /// `vm1/vda`, `vm1/vdb` (disks) and `vm2@latest/vda` (a read-only device).
 pub(crate) struct TestExports {
     /// What was called, in order.

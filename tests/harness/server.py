@@ -89,8 +89,8 @@ class Afterimage:
         return self.folder / f"{group}.log"
 
     def ring_path(self, group="vm1"):
-        """The group's ring, whatever its name."""
-        found = [path for path in self.ring_dir.iterdir() if group in path.name or path.suffix == ".ring"]
+        """The group's ring; its name carries the group's name and a part of its UUID."""
+        found = [path for path in self.ring_dir.iterdir() if f"-{group}-" in path.name]
         expect(len(found) == 1, f"one ring in {self.ring_dir}, saw {[path.name for path in self.ring_dir.iterdir()]}")
         return found[0]
 

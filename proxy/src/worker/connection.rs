@@ -16,6 +16,7 @@ use afterimage_format::ids::DiskIndex;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Bytes received at once; holds any payload that the session wants in one piece.
 const INPUT_BYTES: usize = INLINE_PAYLOAD_DEFAULT + 4096;
@@ -331,10 +332,14 @@ impl Connection {
         }
     }
 
-    /// Nothing of it is left anywhere: remove it.
-    pub(super) fn is_over(&self) -> bool {
-        if self.receiving || self.sending || self.session.in_flight() > 0 {
+    /// Nothing of it is left anywhere: remove it. `unanswered`: its group ends, so requests in
+    /// flight will not be answered any more.
+    pub(super) fn is_over(&self, unanswered: bool) -> bool {
+        if self.receiving || self.sending {
             return false;
+        }
+        if self.session.in_flight() > 0 {
+            return unanswered && self.dead;
         }
         let flushed = self.tls.as_ref().is_none_or(|tls| !tls.has_output());
         self.dead || (self.session.is_finished() && flushed)
@@ -383,7 +388,11 @@ fn prepare_socket(socket: &OwnedFd) -> io::Result<()> {
     let family = sockopt::socket_domain(socket)?;
     if family == AddressFamily::INET || family == AddressFamily::INET6 {
         sockopt::set_tcp_nodelay(socket, true)?;
+        // A host that vanished is noticed within two minutes.
         sockopt::set_socket_keepalive(socket, true)?;
+        sockopt::set_tcp_keepidle(socket, Duration::from_secs(30))?;
+        sockopt::set_tcp_keepintvl(socket, Duration::from_secs(15))?;
+        sockopt::set_tcp_keepcnt(socket, 5)?;
     }
     Ok(())
 }

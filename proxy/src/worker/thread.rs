@@ -440,8 +440,11 @@ impl Worker {
             group.tick(now, &mut replies);
             for reply in replies.drain(..) {
                 let number = Session::connection_of(reply.id) as usize;
-                let connection = &mut self.connections[number];
-                if let Some(buffer) = connection.complete(reply) {
+                // In a group that ends, a connection may be gone before its answers.
+                if let Some(connection) = self.connections.get_mut(number)
+                    && connection.group == key
+                    && let Some(buffer) = connection.complete(reply)
+                {
                     group.engine.recycle(buffer);
                 }
             }
@@ -474,8 +477,9 @@ impl Worker {
         let group = &mut self.groups[key];
         let connections = &mut self.connections;
         let mut ended = false;
+        let unanswered = group.removing.is_some();
         group.connections.retain(|number| {
-            let over = connections[*number].is_over();
+            let over = connections[*number].is_over(unanswered);
             if over {
                 connections.remove(*number);
                 ended = true;

@@ -24,6 +24,9 @@ pub mod replay;
 pub mod rewrite;
 pub mod ring;
 
+#[cfg(test)]
+mod tests;
+
 use super::blocking::{Blocking, FileNames, StorageError};
 use super::log::LogHead;
 use super::log::error::LogError;

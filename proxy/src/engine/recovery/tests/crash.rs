@@ -1,0 +1,222 @@
+//! A recovery that is killed, or whose host loses power, at any operation.
+
+use super::rig::Rig;
+use crate::engine::recovery::claims::Leaving;
+use afterimage_format::claim::ClaimState;
+
+/// A group that worked a while and was killed in the middle.
+fn killed(seed: u64, log_blocks: u64, ring_blocks: u64) -> Rig {
+    let mut rig = Rig::new(seed, log_blocks, ring_blocks);
+    rig.start(None).unwrap();
+    rig.world.kill_after(60 + seed * 37 % 400);
+    rig.work(seed.wrapping_mul(77), 120);
+    if !rig.world.is_dead() {
+        rig.world.kill();
+    }
+    rig
+}
+
+#[test]
+fn nothing_answered_is_lost_by_kills_at_any_operation_of_recovery() {
+    let mut recoveries = 0;
+    for seed in 1..12 {
+        for kill in 1.. {
+            let mut rig = killed(seed, 64, 24);
+            let whole = rig.start(Some(kill)).is_ok() && !rig.world.is_dead();
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
+            rig.check(rig.answered, &format!("seed {seed}, killed at {kill}"));
+            recoveries += 1;
+            if whole {
+                break;
+            }
+        }
+    }
+    assert!(recoveries > 100, "{recoveries}");
+}
+
+#[test]
+fn many_kills_in_a_row_do_no_harm() {
+    for seed in 1..20 {
+        let mut rig = killed(seed, 64, 24);
+        for kill in 1..60 {
+            if rig.start(Some(kill)).is_ok() {
+                rig.work(seed + kill, 40);
+                if !rig.world.is_dead() {
+                    rig.world.kill();
+                }
+            }
+            if rig.snapshots.len() > 200 {
+                break;
+            }
+        }
+        rig.start(None).unwrap();
+        rig.check(rig.answered, &format!("seed {seed}"));
+    }
+}
+
+/// The disk is what some prefix of the writes made of it, and none shorter than what was flushed:
+/// nothing is in the backing that the log could lose. Fails without the sync at the end of
+/// `Refill::write`, and without the sync of the backings before the superblock.
+#[test]
+fn a_power_cut_at_any_operation_of_recovery_leaves_a_prefix() {
+    for seed in 1..12 {
+        for cut in 1.. {
+            let mut rig = killed(seed, 64, 24);
+            let whole = rig.start(Some(cut)).is_ok() && !rig.world.is_dead();
+            rig.world.power_cut();
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("seed {seed} cut {cut}: {error}"));
+            rig.check(rig.flushed, &format!("seed {seed}, cut at {cut}"));
+            if whole {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn power_cuts_at_work_leave_a_prefix_and_lose_nothing_flushed() {
+    for seed in 1..150 {
+        let mut rig = Rig::new(seed, 64, 24);
+        rig.start(None).unwrap();
+        for round in 0..4 {
+            rig.world.kill_after(20 + (seed * 13 + round * 101) % 700);
+            rig.work(seed * 10 + round, 150);
+            rig.world.power_cut();
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("seed {seed} round {round}: {error}"));
+            let at = rig.check(rig.flushed, &format!("seed {seed} round {round}"));
+            rig.go_on_from(at);
+        }
+    }
+}
+
+/// What was cut off never comes back: a second power cut after writes that share blocks with it.
+#[test]
+fn a_cut_tail_does_not_come_back() {
+    for seed in 1..100 {
+        let mut rig = Rig::new(seed, 32, 16);
+        rig.start(None).unwrap();
+        for round in 0..6 {
+            rig.world.kill_after(30 + (seed * 7 + round * 31) % 120);
+            // The same few contents again and again.
+            rig.work(seed, 60);
+            rig.world.power_cut();
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("seed {seed} round {round}: {error}"));
+            let at = rig.check(rig.flushed, &format!("seed {seed} round {round}"));
+            rig.go_on_from(at);
+        }
+    }
+}
+
+/// The ring holds more than the log has room for.
+#[test]
+fn a_log_without_room_for_the_ring_is_emptied_first() {
+    let mut dirty = 0;
+    for seed in 1..40 {
+        let mut rig = killed(seed, 10, 64);
+        rig.start(Some(seed * 3)).ok();
+        rig.start(None)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        rig.check(rig.answered, &format!("seed {seed}"));
+        dirty += usize::from(rig.superblock().sinks[0].dirty.is_some());
+    }
+    assert!(dirty > 0);
+}
+
+#[test]
+fn to_plain_is_complete_after_kills_at_any_operation() {
+    for seed in 1..8 {
+        for kill in 1.. {
+            let mut rig = killed(seed, 64, 24);
+            let whole = rig.to_plain(Some(kill)).is_ok() && !rig.world.is_dead();
+            rig.to_plain(None)
+                .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
+            rig.check(rig.answered, &format!("seed {seed}, killed at {kill}"));
+            assert!(matches!(rig.claim().state, ClaimState::Detached(_)));
+            if whole {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn to_plain_after_a_power_cut_needs_no_ring() {
+    for seed in 1..40 {
+        let mut rig = killed(seed, 64, 24);
+        rig.world.power_cut();
+        rig.to_plain(None).unwrap();
+        rig.check(rig.flushed, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn a_clean_stop_has_nothing_to_replay() {
+    let mut rig = Rig::new(5, 64, 24);
+    rig.start(None).unwrap();
+    rig.work(5, 60);
+    rig.stop(Leaving::Clean);
+    assert!(rig.superblock().clean);
+    let at = rig.check(rig.answered, "after the stop");
+    rig.world.remove_ring("ring");
+    let report = rig.start(None).unwrap();
+    assert_eq!(report.replayed.records, 0);
+    assert_eq!(report.ring_frames, 0);
+    assert!(!report.verify_due);
+    assert_eq!(rig.check(at, "after the start"), at);
+    assert_eq!(rig.claim().state, ClaimState::Attached);
+}
+
+/// The error latch: what the ring alone holds goes to a new log, over kills at any operation.
+#[test]
+fn a_failed_log_is_replaced_without_losing_an_answered_write() {
+    let mut rewritten = 0;
+    for seed in 1..10 {
+        for kill in 1.. {
+            let mut rig = Rig::new(seed, 64, 64);
+            rig.start(None).unwrap();
+            rig.work(seed * 3, 20);
+            rig.flush();
+            rig.world
+                .fail_once("log", crate::io::sim::FaultKind::Write, 5);
+            for block in 0..5 {
+                rig.write(block, 1, 0x40 + block as u8);
+            }
+            assert!(!rig.flush(), "no flush succeeds on a failed log");
+            rig.world.kill();
+            let refused = rig.start(None).unwrap_err().to_string();
+            assert!(refused.contains("failed"), "{refused}");
+
+            rig.create_next();
+            let first = rig.rewrite(Some(kill));
+            let whole = first.is_ok() && !rig.world.is_dead();
+            if !whole {
+                // A half-made new log is made again.
+                rig.create_next();
+                rig.rewrite(None)
+                    .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
+            }
+            rig.world.kill();
+            rig.world.rename_file("next", "log");
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
+            rig.check(rig.answered, &format!("seed {seed}, killed at {kill}"));
+            assert_eq!(rig.claim().log, rig.superblock().log);
+            assert!(rig.superblock().sinks[0].dirty.is_some());
+            // The new log works.
+            rig.work(seed, 30);
+            rig.flush();
+            rig.world.power_cut();
+            rig.start(None).unwrap();
+            rig.check(rig.flushed, "after the new log's first power cut");
+            rewritten += 1;
+            if whole {
+                break;
+            }
+        }
+    }
+    assert!(rewritten > 50);
+}

@@ -1,0 +1,5 @@
+//! Recovery in the simulator: killed and cut at every operation, with damaged and missing parts.
+
+mod cases;
+mod crash;
+mod rig;

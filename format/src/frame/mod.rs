@@ -27,6 +27,8 @@ pub mod error;
 pub mod header;
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;
 
 pub use decode::{Descriptor, OpenFrame, RingDescriptor};

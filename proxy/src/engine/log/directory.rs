@@ -60,6 +60,14 @@ impl Directory {
         self.entries.push_front(tail);
     }
 
+    /// Forgets the places from this head on: frames there are about to be written again.
+    pub fn cut(&mut self, head: LogHead) {
+        while self.entries.len() > 1 && self.entries.back().is_some_and(|e| e.lsn >= head.lsn) {
+            self.entries.pop_back();
+        }
+        self.blocks_since_entry = 0;
+    }
+
     /// The first entry at which at least this many blocks before it would be free.
     #[must_use]
     pub fn after_blocks(&self, blocks: u64, area_blocks: u64) -> Option<LogHead> {

@@ -61,6 +61,25 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Where the frame with this number begins, if the log holds it.
+    pub(crate) fn head_at(&self, frame: u64) -> Option<LogHead> {
+        let first = self.frames.iter().find(|known| known.number == frame)?;
+        Some(LogHead {
+            position: first.position,
+            lap: first.lap,
+            frame,
+            lsn: first.first_lsn,
+            previous_crc: first.previous_crc,
+        })
+    }
+
+    /// Takes the frames from this head on off the end: whoever calls writes them again.
+    pub(crate) fn cut_to(&mut self, head: LogHead) {
+        self.frames.retain(|known| known.number < head.frame);
+        self.head = head;
+        self.directory.cut(head);
+    }
+
     /// The last LSN in the log, or the one before its tail.
     #[must_use]
     pub fn last_lsn(&self) -> Lsn {

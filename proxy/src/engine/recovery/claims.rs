@@ -229,7 +229,7 @@ pub(super) fn judge<S: Storage>(
 impl Verdict {
     /// Makes every claim say that this log belongs to the backing and may hold newer content.
     pub(super) fn mark_attached<S: Storage>(
-        &self,
+        &mut self,
         blocking: &mut Blocking<'_, S>,
         superblock: &Superblock,
     ) -> Result<(), StorageError> {
@@ -242,7 +242,7 @@ impl Verdict {
 
     /// Makes every claim name the log that is about to take the place of the present one.
     pub(super) fn mark_next<S: Storage>(
-        &self,
+        &mut self,
         blocking: &mut Blocking<'_, S>,
         superblock: &Superblock,
         next: LogId,
@@ -255,12 +255,12 @@ impl Verdict {
     }
 
     fn store_all<S: Storage>(
-        &self,
+        &mut self,
         blocking: &mut Blocking<'_, S>,
         group: GroupId,
         change: impl Fn(&mut Claim),
     ) -> Result<(), StorageError> {
-        for (index, disk, found) in &self.claims {
+        for (index, disk, found) in &mut self.claims {
             let log_path = blocking.names().log.as_os_str().as_bytes().to_vec();
             let mut claim = Claim {
                 group,
@@ -275,6 +275,7 @@ impl Verdict {
             change(&mut claim);
             if found.as_ref() != Some(&claim) {
                 store_claim(blocking, &mut claim)?;
+                *found = Some(claim);
             }
         }
         Ok(())

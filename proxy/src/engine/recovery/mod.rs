@@ -294,19 +294,39 @@ fn settle<S: Storage>(
 ) -> Result<Settled, RecoveryError> {
     let log = UnverifiedLog::open(blocking, FileId::LOG, input.group)?;
     reconcile::check_sizes(log.superblock(), input)?;
-    let verdict = claims::judge(blocking, log.superblock(), input, purpose)?;
+    let mut verdict = claims::judge(blocking, log.superblock(), input, purpose)?;
     let finding = ring::examine(blocking.storage(), log.superblock(), input.boot);
     let (ring, ring_absence) = accept_ring(finding, input)?;
-    let scan: Scan = log.scan(blocking, ring.map(|ring| ring.durable))?;
-    let frames = match &ring {
-        Some(ring) => match ring::frames_after(blocking.storage(), ring, &scan.head) {
-            Err(RecoveryError::RingDamaged { .. }) if input.accepted.ring_loss => Vec::new(),
-            frames => frames?,
-        },
-        None => Vec::new(),
-    };
-    let rules: ChainRules = log.rules();
+    let mut scan: Scan = log.scan(blocking, ring.map(|ring| ring.durable))?;
     let log_frames = scan.frames.len() as u64;
+    let mut frames = Vec::new();
+    if let Some(ring) = &ring {
+        // Frames above the durable bound can be read from the log without being durable, or be
+        // overtaken by a late write of the dead process: all of them are written again. It is the
+        // same bytes in the same places.
+        let first = ring.next.frame_near(scan.head.frame);
+        let mut head = scan.head;
+        if first < scan.head.frame {
+            head = scan.head_at(first).unwrap_or(head);
+        }
+        match ring::frames_after(blocking.storage(), ring, &head) {
+            Err(RecoveryError::RingDamaged { .. }) if input.accepted.ring_loss => {}
+            found => {
+                frames = found?;
+                let reach = head.frame + frames.len() as u64;
+                if reach < scan.head.frame {
+                    return Err(RecoveryError::RingDamaged {
+                        damage: RingDamage::Short {
+                            ring: reach,
+                            log: scan.head.frame,
+                        },
+                    });
+                }
+                scan.cut_to(head);
+            }
+        }
+    }
+    let rules: ChainRules = log.rules();
     let unclean = !log.superblock().clean;
     let mut superblock = log.into_superblock();
     let ring_durable = ring.map_or(superblock.durable, |ring| ring.durable);

@@ -38,6 +38,11 @@ impl Refill<'_> {
         frames: &[RingFrame],
         durable: Lsn,
     ) -> Result<(), RecoveryError> {
+        // As with the frames: that it can be read does not make it durable, and the next store
+        // overwrites the copy before it.
+        let offset = superblock::copy_offset(self.superblock.generation);
+        blocking.write_bytes(FileId::LOG, offset, &self.superblock.encode())?;
+        blocking.sync(FileId::LOG)?;
         for frame in frames {
             let header = FrameHeader {
                 entry_count: frame.entries.len() as u16,

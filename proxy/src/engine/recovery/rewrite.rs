@@ -49,7 +49,7 @@ pub fn rewrite_failed_log<S: Storage>(
     else {
         return Ok(None);
     };
-    let verdict = judge(blocking, old.superblock(), input, Purpose::Serve)?;
+    let mut verdict = judge(blocking, old.superblock(), input, Purpose::Serve)?;
     let scan = old.scan(blocking, Some(ring.durable))?;
     let durable = ring.durable.max(old.superblock().durable);
     let rules = old.rules();

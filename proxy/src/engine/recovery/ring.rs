@@ -213,6 +213,14 @@ pub enum RingDamage {
         /// Its number.
         frame: u64,
     },
+    /// The log holds frames that were not durable yet and that the ring lacks.
+    #[error("it ends before frame {ring}, the log before frame {log}")]
+    Short {
+        /// First frame that the ring lacks.
+        ring: u64,
+        /// First frame that the log lacks.
+        log: u64,
+    },
     /// The ring begins behind the log's end.
     #[error("it begins with frame {ring}, the log ends before frame {log}")]
     Behind {

@@ -27,6 +27,7 @@ pub(super) struct Rig {
     pub(super) world: SimWorld,
     pub(super) accepted: Accepted,
     pub(super) mtime_ns: u64,
+    pub(super) blocks_max: u64,
     pub(super) log_bytes: u64,
     ring_bytes: usize,
     pub(super) engine: Option<Engine<SimStorage>>,
@@ -80,6 +81,7 @@ impl Rig {
             world,
             accepted: Accepted::default(),
             mtime_ns: 77,
+            blocks_max: 3,
             log_bytes,
             ring_bytes: (ring_blocks as usize + 1) * BLOCK_SIZE,
             engine: None,
@@ -272,7 +274,7 @@ impl Rig {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(99);
             let (kind, at, fill) = (state >> 60, (state >> 40) % BLOCKS, (state >> 20) as u8);
-            let blocks = (1 + (state >> 33) % 3).min(BLOCKS - at);
+            let blocks = (1 + (state >> 33) % self.blocks_max).min(BLOCKS - at);
             let alive = match kind {
                 0..=1 => self.flush(),
                 2..=3 => self.trim(at, blocks),
@@ -327,6 +329,13 @@ impl Rig {
             .rev()
             .find(|at| self.snapshots[*at] == bytes);
         found.unwrap_or_else(|| {
+            for block in 0..BLOCKS as usize {
+                let range = block * BLOCK_SIZE..((block + 1) * BLOCK_SIZE).min(bytes.len());
+                let same: Vec<usize> = (0..self.snapshots.len())
+                    .filter(|at| self.snapshots[*at][range.clone()] == bytes[range.clone()])
+                    .collect();
+                eprintln!("block {block} is as after operations {same:?}");
+            }
             let older = self.snapshots.iter().rposition(|old| *old == bytes);
             panic!(
                 "{context}: the disk is as after operation {older:?}, {least} to {} were due",

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use api::client::Client;
 use cli::output::Output;
 use cli::{Cli, Command, ConfigCommand, SegmentCommand};
+use commands::history;
 use config::{Config, ConfigError};
 use std::process::ExitCode;
 
@@ -57,6 +58,21 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
             wait_for(commands::simple::detach(&client()?, group.as_str(), output))
         }
         Command::AttachHelp { disk } => commands::attach_help::run(&load()?, &disk, output),
+        Command::Points { group, repository } => wait_for(async {
+            let repository = history::repository(&repository, || Ok(load()?)).await?;
+            commands::points::run(&repository, group.as_str(), output).await
+        }),
+        Command::Restore(args) => wait_for(async {
+            let repository = history::repository(&args.repository, || Ok(load()?)).await?;
+            let restored =
+                commands::restore::run(&repository, &args.group, &args.target, args.format, output);
+            restored.await
+        }),
+        Command::Verify { group, repository } => wait_for(async {
+            let repository = history::repository(&repository, || Ok(load()?)).await?;
+            let group = group.as_ref().map(|group| group.as_str());
+            commands::verify::run(&repository, group, output).await
+        }),
         Command::Cert(command) => commands::cert::run(&command, output),
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { folder } => commands::manual::pages(&folder),

@@ -161,10 +161,14 @@ pub struct PointList {
     pub group: String,
     /// UUID.
     pub uuid: String,
+    /// The newest point.
+    pub latest: Option<String>,
     /// Spans within which every LSN can be restored, oldest first; between two of them is a gap.
     pub spans: Vec<SpanInfo>,
     /// Named points, oldest first.
     pub points: Vec<PointInfo>,
+    /// A pass has been under way since then; points from its begin on exist once it is complete.
+    pub pass_since_wall_ns: Option<u64>,
 }
 
 /// A run of LSNs that can all be restored.
@@ -185,14 +189,18 @@ pub struct SpanInfo {
 /// One named point.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PointInfo {
+    /// What to write for it.
+    pub point: String,
     /// LSN.
     pub lsn: u64,
     /// Epoch.
     pub epoch: u64,
     /// Time.
     pub wall_ns: u64,
-    /// `crash`, `application` or `latest`.
+    /// `crash` or `application`.
     pub kind: String,
+    /// `request` or `schedule`.
+    pub trigger: String,
     /// Label.
     pub label: Option<String>,
     /// Bytes changed since the point before.

@@ -56,6 +56,9 @@ pub enum Command {
         /// End when the process that started this one ends.
         #[arg(long, hide = true)]
         with_parent: bool,
+        /// What the operator accepts, for all groups.
+        #[command(flatten)]
+        accept: Accept,
     },
     /// Work with the configuration
     #[command(subcommand)]
@@ -105,9 +108,9 @@ pub enum Command {
         /// Leave plain disks that any program can use.
         #[arg(long, required = true)]
         to_plain: bool,
-        /// Go on although answered writes may be lost with the ring.
-        #[arg(long)]
-        accept_lost_ring: bool,
+        /// What the operator accepts.
+        #[command(flatten)]
+        accept: Accept,
     },
     /// Print how to attach a disk to QEMU, libvirt, Proxmox, nbd-client and libnbd
     AttachHelp {
@@ -148,6 +151,17 @@ pub struct Quickstart {
     /// Work in this folder, which must not exist yet.
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
+}
+
+/// What only a person can decide.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Accept {
+    /// Go on although the ring is lost, and with it perhaps writes that were answered.
+    #[arg(long)]
+    pub accept_ring_loss: bool,
+    /// Go on although a disk was changed behind our back; everything is shipped anew.
+    #[arg(long)]
+    pub accept_edited: bool,
 }
 
 /// `config …`
@@ -201,9 +215,6 @@ pub struct Restore {
     /// Format of the files.
     #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
     pub format: ImageFormat,
-    /// Replace files that are already there.
-    #[arg(long)]
-    pub overwrite: bool,
     /// Where the history is kept.
     #[command(flatten)]
     pub repository: RepositoryArgs,

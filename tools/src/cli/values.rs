@@ -1,13 +1,11 @@
 //! Arguments with a shape: names, disks, moments.
 
 use afterimage_format::names::{self, NameError};
-use jiff::civil::{DateTime, Time};
+use afterimage_replica::points::{PointSpec, SpecError, label_is_usable};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp, Zoned};
 use std::fmt;
 use std::str::FromStr;
-
-use crate::config::units::Interval;
 
 /// Why an argument was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,10 +20,8 @@ pub enum ValueError {
     #[error("a label must not read like a time, an LSN or 'latest'")]
     AmbiguousLabel,
     /// A moment that cannot be read.
-    #[error(
-        "'{0}' is not a moment: give latest, lsn:123, a time (2026-01-31T14:03:07Z, 14:03:07 or -90s) or a checkpoint's label"
-    )]
-    Point(String),
+    #[error("{0}")]
+    Point(#[from] SpecError),
 }
 
 macro_rules! name_value {
@@ -72,10 +68,10 @@ impl FromStr for Label {
     type Err = ValueError;
     fn from_str(text: &str) -> Result<Self, ValueError> {
         names::validate(text)?;
-        match text.parse()? {
-            Point::Label(label) => Ok(Self(label)),
-            _ => Err(ValueError::AmbiguousLabel),
+        if !label_is_usable(text) {
+            return Err(ValueError::AmbiguousLabel);
         }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -107,84 +103,30 @@ impl fmt::Display for DiskRef {
     }
 }
 
-/// A moment of a group.
+/// A moment of a group, in the clock and zone of whoever asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Point {
-    /// The newest that the replica has.
-    Latest,
-    /// After exactly this record.
-    Lsn(u64),
-    /// The last record up to this time.
-    Time(Timestamp),
-    /// The newest checkpoint of this label.
-    Label(String),
-}
+pub struct Point(pub PointSpec);
 
 impl FromStr for Point {
     type Err = ValueError;
     fn from_str(text: &str) -> Result<Self, ValueError> {
-        Self::parse(text, &Zoned::now())
+        let spec = PointSpec::parse(text, Timestamp::now(), &TimeZone::system())?;
+        Ok(Self(spec))
     }
 }
 
-impl Point {
-    /// Reads a moment; `now` gives today's date, the zone, and the start of relative times.
-    ///
-    /// # Errors
-    /// When the text is no moment and could not be a label.
-    pub fn parse(text: &str, now: &Zoned) -> Result<Self, ValueError> {
-        let wrong = || ValueError::Point(text.to_owned());
-        if text == "latest" {
-            return Ok(Self::Latest);
-        }
-        if let Some(number) = text.strip_prefix("lsn:") {
-            return number.parse().map(Self::Lsn).map_err(|_| wrong());
-        }
-        if let Some(ago) = text.strip_prefix('-') {
-            let ago: Interval = ago.parse().map_err(|_| wrong())?;
-            let ago = SignedDuration::try_from(ago.0).map_err(|_| wrong())?;
-            let time = now.timestamp().checked_sub(ago).map_err(|_| wrong())?;
-            return Ok(Self::Time(time));
-        }
-        if let Some(time) = absolute_time(text, now) {
-            return Ok(Self::Time(time));
-        }
-        names::validate(text).map_err(|_| wrong())?;
-        Ok(Self::Label(text.to_owned()))
-    }
-}
-
-/// RFC 3339; or, in the local zone, a date with a time, or a time of today (of yesterday if today's
-/// is still to come).
-fn absolute_time(text: &str, now: &Zoned) -> Option<Timestamp> {
-    if !text.starts_with(|c: char| c.is_ascii_digit()) || !text.contains(':') {
-        return None;
-    }
-    if let Ok(timestamp) = text.parse::<Timestamp>() {
-        return Some(timestamp);
-    }
-    let zone: TimeZone = now.time_zone().clone();
-    if let Ok(time) = text.parse::<Time>()
-        && !text.contains('-')
-    {
-        let today = now.date().to_datetime(time).to_zoned(zone.clone()).ok()?;
-        if today <= *now {
-            return Some(today.timestamp());
-        }
-        let yesterday = now.date().yesterday().ok()?.to_datetime(time);
-        return Some(yesterday.to_zoned(zone).ok()?.timestamp());
-    }
-    let local: DateTime = text.parse().ok()?;
-    Some(local.to_zoned(zone).ok()?.timestamp())
-}
-
+/// As [`Point::from_str`] reads it; a time absolute, so that it means the same elsewhere and later.
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latest => f.write_str("latest"),
-            Self::Lsn(lsn) => write!(f, "lsn:{lsn}"),
-            Self::Time(time) => write!(f, "{time}"),
-            Self::Label(label) => f.write_str(label),
+        match &self.0 {
+            PointSpec::Latest => f.write_str("latest"),
+            PointSpec::Lsn(None, lsn) => write!(f, "lsn:{lsn}"),
+            PointSpec::Lsn(Some(epoch), lsn) => write!(f, "lsn:{epoch}/{lsn}"),
+            PointSpec::Time(ns) => match Timestamp::from_nanosecond(i128::from(*ns)) {
+                Ok(time) => write!(f, "{time}"),
+                Err(_) => write!(f, "{ns} ns"),
+            },
+            PointSpec::Label(label) => f.write_str(label),
         }
     }
 }
@@ -203,7 +145,7 @@ impl FromStr for GroupPoint {
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let (group, point) = match text.split_once('@') {
             Some((group, point)) => (group, point.parse()?),
-            None => (text, Point::Latest),
+            None => (text, Point(PointSpec::Latest)),
         };
         names::validate(group)?;
         Ok(Self {
@@ -217,37 +159,22 @@ impl FromStr for GroupPoint {
 mod tests {
     use super::*;
 
-    fn noon() -> Zoned {
-        "2026-01-31T12:00:00+01:00[+01:00]".parse().expect("a time")
-    }
-
-    fn time(text: &str) -> Point {
-        Point::Time(text.parse().expect("a time"))
-    }
-
     #[test]
-    fn moments_are_read_as_people_write_them() {
-        let now = noon();
-        let parse = |text| Point::parse(text, &now);
-        assert_eq!(parse("latest"), Ok(Point::Latest));
-        assert_eq!(parse("lsn:123"), Ok(Point::Lsn(123)));
-        assert_eq!(parse("-90s"), Ok(time("2026-01-31T10:58:30Z")));
-        assert_eq!(parse("10:30:01"), Ok(time("2026-01-31T09:30:01Z")));
-        assert_eq!(parse("14:03:07"), Ok(time("2026-01-30T13:03:07Z")));
-        assert_eq!(
-            parse("2026-01-31T14:03:07Z"),
-            Ok(time("2026-01-31T14:03:07Z"))
-        );
-        assert_eq!(
-            parse("2026-01-30T10:00:00"),
-            Ok(time("2026-01-30T09:00:00Z"))
-        );
-        assert_eq!(
-            parse("before-upgrade"),
-            Ok(Point::Label("before-upgrade".into()))
-        );
+    fn a_moment_is_the_same_elsewhere() {
+        for text in [
+            "latest",
+            "lsn:123",
+            "lsn:2/123",
+            "before-upgrade",
+            "2026-01-31T14:03:07Z",
+        ] {
+            let point: Point = text.parse().expect(text);
+            assert_eq!(point.to_string(), text);
+        }
+        let point: Point = "-90s".parse().expect("valid");
+        assert_eq!(point.to_string().parse(), Ok(point));
         for wrong in ["", "lsn:", "lsn:x", "-90", "-x", "../x", "a\0", "a b"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
+            assert!(wrong.parse::<Point>().is_err(), "{wrong}");
         }
     }
 
@@ -266,9 +193,7 @@ mod tests {
         }
         assert!("../a@latest".parse::<GroupPoint>().is_err());
         let parsed: GroupPoint = "vm1@lsn:7".parse().expect("valid");
-        assert_eq!(
-            (parsed.group.as_str(), parsed.point),
-            ("vm1", Point::Lsn(7))
-        );
+        assert_eq!(parsed.group, "vm1");
+        assert_eq!(parsed.point.to_string(), "lsn:7");
     }
 }

@@ -4,7 +4,11 @@
 pub mod attach_help;
 pub mod cert;
 pub mod config_check;
+pub mod history;
 pub mod manual;
+pub mod points;
+pub mod restore;
 pub mod segment_inspect;
 pub mod simple;
 pub mod status;
+pub mod verify;

@@ -145,8 +145,9 @@ pub fn assemble(
     text: &str,
     parts: &[(PathBuf, String)],
 ) -> Result<Config, ConfigError> {
-    let file: File = parse(main, text)?;
+    let mut file: File = parse(main, text)?;
     let base = main.parent().unwrap_or(Path::new("/"));
+    file.place_at(base);
     let in_main = |offset: usize, problem| problem_at(main, text, offset, problem);
     if file.workers == Some(0) {
         return Err(in_main(0, Problem::NoWorkers));
@@ -161,7 +162,11 @@ pub fn assemble(
         });
     }
     for (path, part) in parts {
-        let groups: GroupFile = parse(path, part)?;
+        let mut groups: GroupFile = parse(path, part)?;
+        groups
+            .group
+            .iter_mut()
+            .for_each(|group| group.place_at(base));
         for group in groups.group {
             sourced.push(Sourced {
                 file: path,

@@ -8,7 +8,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor, value};
 use std::fmt;
 use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use toml::Spanned;
 
@@ -385,6 +385,58 @@ pub struct Replica {
     pub repository: Spanned<Target>,
     /// Certificate, key and the authority of the primaries' certificates.
     pub tls: Option<Spanned<ServerTls>>,
+}
+
+impl File {
+    /// Makes paths of certificates absolute, as seen from the folder of the configuration.
+    pub(super) fn place_at(&mut self, base: &Path) {
+        if let Some(tls) = &mut self.ship.tls {
+            tls.place_at(base);
+        }
+        for listener in &mut self.nbd.listen {
+            if let Some(tls) = &mut listener.get_mut().tls {
+                tls.place_at(base);
+            }
+        }
+        if let Some(tls) = self
+            .replica
+            .as_mut()
+            .and_then(|replica| replica.tls.as_mut())
+        {
+            tls.get_mut().place_at(base);
+        }
+        self.group.iter_mut().for_each(|group| group.place_at(base));
+    }
+}
+
+impl Group {
+    pub(super) fn place_at(&mut self, base: &Path) {
+        for sink in &mut self.to {
+            if let Some(tls) = &mut sink.get_mut().tls {
+                tls.place_at(base);
+            }
+        }
+    }
+}
+
+impl ServerTls {
+    fn place_at(&mut self, base: &Path) {
+        for path in [
+            Some(&mut self.cert),
+            Some(&mut self.key),
+            self.client_ca.as_mut(),
+        ] {
+            path.into_iter().for_each(|path| *path = base.join(&*path));
+        }
+    }
+}
+
+impl ClientTls {
+    fn place_at(&mut self, base: &Path) {
+        for path in [&mut self.cert, &mut self.key, &mut self.ca] {
+            *path = base.join(&*path);
+        }
+    }
 }
 
 /// Reads `T` from a string, or `Table` from a table, keeping the reader's positions.

@@ -1,0 +1,125 @@
+//! `afterimage points`: what a group can be restored to, gaps included.
+
+use afterimage_replica::group::Group;
+use afterimage_replica::repository::Repository;
+use jiff::Timestamp;
+
+use super::history;
+use crate::api::types::PointList;
+use crate::cli::output::{Output, age, bytes, local_time, table, table_text};
+
+/// Runs the command.
+///
+/// # Errors
+/// The group does not exist or cannot be read.
+pub async fn run(repository: &Repository, group: &str, output: Output) -> anyhow::Result<()> {
+    let group = Group::find(repository, group).await?;
+    let now = Timestamp::now();
+    output.result(&history::list(&group), |list| text(list, now))?;
+    Ok(())
+}
+
+fn text(list: &PointList, now: Timestamp) -> String {
+    let mut rows = table(&["TIME", "POINT", "KIND", "AGE", "CHANGED"]);
+    let mut before = None;
+    let mut points = list.points.iter().peekable();
+    for span in &list.spans {
+        if let Some(last) = before {
+            rows.add_row(["", "--- gap ---", "", "", &gap(last, span.first_wall_ns)]);
+        }
+        rows.add_row([
+            local_time(span.first_wall_ns),
+            format!("lsn:{}/{}", span.epoch, span.first_lsn),
+            "first".to_owned(),
+            age(span.first_wall_ns, now),
+            String::new(),
+        ]);
+        while let Some(point) = points.next_if(|p| p.epoch == span.epoch && p.lsn <= span.last_lsn)
+        {
+            rows.add_row([
+                local_time(point.wall_ns),
+                point.point.clone(),
+                format!("{} ({})", point.kind, point.trigger),
+                age(point.wall_ns, now),
+                bytes(point.changed_bytes),
+            ]);
+        }
+        rows.add_row([
+            local_time(span.last_wall_ns),
+            format!("lsn:{}/{}", span.epoch, span.last_lsn),
+            "last".to_owned(),
+            age(span.last_wall_ns, now),
+            String::new(),
+        ]);
+        before = Some(span.last_wall_ns);
+    }
+    let mut text = table_text(&rows);
+    if list.spans.is_empty() {
+        text = format!("{} has no recovery point yet\n", list.group);
+    } else {
+        text += "\nBetween 'first' and 'last' every single write is a point: name it as lsn:…, or by time.\n";
+    }
+    if let Some(since) = list.pass_since_wall_ns {
+        text += &format!(
+            "A copy has been under way for {}; points from its begin on exist once it is complete.\n",
+            age(since, now)
+        );
+    }
+    text
+}
+
+fn gap(from_ns: u64, to_ns: u64) -> String {
+    let length = std::time::Duration::from_nanos(to_ns.saturating_sub(from_ns));
+    format!("{} missing", crate::cli::output::duration(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{PointInfo, SpanInfo};
+
+    #[test]
+    fn gaps_stand_between_spans() {
+        let span = |first, last| SpanInfo {
+            epoch: 1,
+            first_lsn: first,
+            last_lsn: last,
+            first_wall_ns: first * 1_000_000_000,
+            last_wall_ns: last * 1_000_000_000,
+        };
+        let point = PointInfo {
+            point: "noon".into(),
+            lsn: 25,
+            epoch: 1,
+            wall_ns: 25_000_000_000,
+            ..PointInfo::default()
+        };
+        let list = PointList {
+            spans: vec![span(1, 10), span(20, 30)],
+            points: vec![point],
+            ..PointList::default()
+        };
+        let text = text(&list, Timestamp::from_second(60).expect("a time"));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[2].contains("lsn:1/10"), "{text}");
+        assert!(
+            lines[3].contains("gap") && lines[3].contains("10.0 s missing"),
+            "{text}"
+        );
+        assert!(lines[5].contains("noon"), "{text}");
+    }
+
+    #[test]
+    fn nothing_yet_is_said() {
+        let list = PointList {
+            group: "vm1".into(),
+            pass_since_wall_ns: Some(0),
+            ..PointList::default()
+        };
+        let text = text(&list, Timestamp::from_second(60).expect("a time"));
+        assert!(
+            text.contains("no recovery point yet") && text.contains("under way for 1 min"),
+            "{text}"
+        );
+    }
+}

@@ -8,11 +8,12 @@ pub mod commands;
 pub mod config;
 pub mod metrics;
 pub mod quickstart;
+pub mod serve;
 
 use anyhow::Context as _;
 use api::client::Client;
 use cli::output::Output;
-use cli::{Cli, Command, ConfigCommand, SegmentCommand};
+use cli::{Cli, Command, ConfigCommand, LogCommand, SegmentCommand};
 use commands::history;
 use config::{Config, ConfigError};
 use std::process::ExitCode;
@@ -77,16 +78,24 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
         Command::Completions { shell } => commands::manual::completions(shell),
         Command::Man { folder } => commands::manual::pages(&folder),
         Command::Quickstart(args) => wait_for(quickstart::run(&args, output)),
-        Command::Serve { .. } => {
-            load()?;
-            anyhow::bail!("not built yet")
+        Command::Serve {
+            with_parent,
+            accept,
+        } => serve::run(load()?, accept, with_parent),
+        Command::Recover { group, accept, .. } => {
+            commands::recover::run(&load()?, group.as_str(), accept, output)
         }
+        Command::Export(args) => wait_for(commands::export::run(args, load, output)),
+        Command::Log(LogCommand::Inspect {
+            log,
+            records,
+            limit,
+        }) => commands::log_inspect::run(load, &log, records, limit, output),
         Command::Segment(SegmentCommand::Inspect {
             file,
             records,
             check,
         }) => commands::segment_inspect::run(&file, records, check, output),
-        _ => anyhow::bail!("not built yet"),
     }
 }
 

@@ -127,8 +127,10 @@ pub struct ReceivedStatus {
     pub last_lsn: u64,
     /// Its time.
     pub last_wall_ns: Option<u64>,
-    /// Whether a primary is connected.
+    /// Whether a primary was heard of lately.
     pub connected: bool,
+    /// Something that an administrator has to look at.
+    pub alarm: Option<String>,
 }
 
 /// `POST /v1/groups/GROUP/checkpoints`

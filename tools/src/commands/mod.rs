@@ -4,9 +4,12 @@
 pub mod attach_help;
 pub mod cert;
 pub mod config_check;
+pub mod export;
 pub mod history;
+pub mod log_inspect;
 pub mod manual;
 pub mod points;
+pub mod recover;
 pub mod restore;
 pub mod segment_inspect;
 pub mod simple;

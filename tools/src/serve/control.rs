@@ -1,0 +1,269 @@
+//! What the API can ask of the daemon.
+
+use afterimage_format::checkpoint::CheckpointTrigger;
+use afterimage_proxy::engine::recovery::Accepted;
+use afterimage_proxy::tls::identity_in;
+use afterimage_replica::group::GroupError as HistoryError;
+use afterimage_replica::image::{ChunkCache, Image};
+use afterimage_replica::points::resolve;
+use afterimage_replica::receive::Receiver;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::exports::Served;
+use super::open::wall_ns;
+use super::report;
+use super::targets::Receivers;
+use super::group;
+use crate::api::types::{
+    CheckpointDone, Detached, ExportInfo, GroupStatus, PointList, ReceivedStatus, StatusReport,
+};
+use crate::api::{Answer, ApiError, Control};
+use crate::cli::values::Point;
+use crate::commands::history;
+use crate::config::Config;
+use crate::config::units::ListenAddress;
+use crate::metrics::{self, Snapshot};
+
+/// Chunks that all images together keep in memory.
+const IMAGE_CACHE_BYTES: usize = 256 << 20;
+
+/// The daemon behind the API.
+pub struct Daemon {
+    config: Arc<Config>,
+    served: Arc<Served>,
+    receivers: Receivers,
+    cache: Arc<ChunkCache>,
+    /// Groups that do not run, and why.
+    failed: Vec<(String, String)>,
+}
+
+impl Daemon {
+    /// A daemon over these parts.
+    #[must_use]
+    pub fn new(
+        config: Arc<Config>,
+        served: Arc<Served>,
+        receivers: Receivers,
+        failed: Vec<(String, String)>,
+    ) -> Self {
+        Self {
+            config,
+            served,
+            receivers,
+            cache: Arc::new(ChunkCache::new(IMAGE_CACHE_BYTES)),
+            failed,
+        }
+    }
+
+    fn running(&self, name: &str) -> Result<Arc<group::Running>, ApiError> {
+        if let Some(group) = self.served.group(name) {
+            return Ok(group);
+        }
+        if let Some((_, why)) = self.failed.iter().find(|(failed, _)| failed == name) {
+            return Err(ApiError::Conflict(format!("group '{name}' does not run: {why}")));
+        }
+        Err(if self.config.group(name).is_some() {
+            ApiError::Conflict(format!("group '{name}' is detached; restart to attach it again"))
+        } else {
+            ApiError::NotFound(format!("group '{name}' is not configured here"))
+        })
+    }
+
+    fn receiver(&self, group: &str) -> Result<&Receiver, ApiError> {
+        let found = self.receivers.for_images(&self.config, group);
+        found.ok_or_else(|| {
+            ApiError::NotFound(format!(
+                "no repository of this machine has the history of '{group}'; ask the replica"
+            ))
+        })
+    }
+
+    async fn status_of(&self, wanted: Option<&str>) -> Result<StatusReport, ApiError> {
+        let mut report = StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            now_wall_ns: wall_ns(),
+            exports: self.served.images.infos(),
+            ..StatusReport::default()
+        };
+        let is_wanted = |name: &str| wanted.is_none_or(|wanted| wanted == name);
+        for group in &self.config.groups {
+            if !is_wanted(&group.name) {
+                continue;
+            }
+            let failed = self.failed.iter().find(|(name, _)| *name == group.name);
+            report.groups.push(match (self.served.group(&group.name), failed) {
+                (Some(running), _) => report::status(&running).await.0,
+                (None, Some((name, why))) => report::stopped(name, "failed", Some(why.clone())),
+                (None, None) => report::stopped(&group.name, "detached", None),
+            });
+        }
+        report.received = self.received().await;
+        report.received.retain(|received| is_wanted(&received.name));
+        if let Some(name) = wanted
+            && report.groups.is_empty()
+            && report.received.is_empty()
+        {
+            return Err(ApiError::NotFound(format!("group '{name}' is not known here")));
+        }
+        Ok(report)
+    }
+
+    /// Groups of the replica's repository. Trouble with one is told in the log, not hidden in a
+    /// failure of all.
+    async fn received(&self) -> Vec<ReceivedStatus> {
+        let Some(receiver) = self.receivers.of_replica(&self.config) else {
+            return Vec::new();
+        };
+        let names = afterimage_replica::group::Group::names(receiver.repository()).await;
+        let names = names.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the repository cannot be listed");
+            Vec::new()
+        });
+        let mut all = Vec::new();
+        for name in names {
+            match receiver.group_by_name(&name).await {
+                Ok(group) => all.push(report::received(&name, &group)),
+                Err(error) => tracing::warn!(group = %name, %error, "a received group cannot be read"),
+            }
+        }
+        all
+    }
+
+    async fn open_image(&self, group: &str, point: &str) -> Result<ExportInfo, ApiError> {
+        let begun = Instant::now();
+        let spec: Point = point.parse().map_err(|e| ApiError::Invalid(format!("{e}")))?;
+        let history = self.receiver(group)?.group_by_name(group).await;
+        let history = history.map_err(not_found_or_failed)?;
+        let at = resolve(&history, &spec.0).await;
+        let at = at.map_err(|error| ApiError::NotFound(error.to_string()))?;
+        let image = Image::open(Arc::clone(&history), at, Arc::clone(&self.cache));
+        let image = image.map_err(|error| ApiError::NotFound(error.to_string()))?;
+        let opened_in_us = begun.elapsed().as_micros() as u64;
+        let wall_ns = image.checkpoint_ns().unwrap_or_default();
+        let images = &self.served.images;
+        let address = ListenAddress::Unix(self.config.images_socket.clone());
+        Ok(images.add(group, image, wall_ns, opened_in_us, &address))
+    }
+
+    async fn detach_group(&self, name: &str) -> Result<Detached, ApiError> {
+        let running = self.running(name)?;
+        let failed = |error: &dyn std::fmt::Display| ApiError::Failed(error.to_string());
+        self.served.remove(name);
+        running.end().await.map_err(|error| failed(&error))?;
+        let (config, group) = (Arc::clone(&self.config), running.config.clone());
+        let plain = tokio::task::spawn_blocking(move || {
+            group::make_plain(&config, &group, Accepted::default())
+        });
+        let (_, paths) = plain
+            .await
+            .map_err(|error| failed(&error))?
+            .map_err(|error| failed(&error))?;
+        tracing::info!(group = name, "detached");
+        let disks = paths.iter().map(|path| path.display().to_string());
+        Ok(Detached {
+            group: name.to_owned(),
+            disks: disks.collect(),
+        })
+    }
+
+    async fn scrape(&self) -> Result<String, ApiError> {
+        let mut snapshot = Snapshot {
+            status: self.status_of(None).await?,
+            ..Snapshot::default()
+        };
+        for status in &snapshot.status.groups {
+            snapshot.groups.push(match self.served.group(&status.name) {
+                Some(running) => report::status(&running).await.1,
+                None => metrics::GroupNumbers::default(),
+            });
+        }
+        snapshot.certificates = self.certificates();
+        metrics::render(&snapshot).map_err(|error| ApiError::Failed(error.to_string()))
+    }
+
+    fn certificates(&self) -> Vec<(String, i64)> {
+        let replica = self.config.replica.as_ref().and_then(|r| r.tls.as_ref());
+        let replica = replica.map(|tls| ("replica", tls.get_ref().cert.as_path()));
+        let sinks = self.config.groups.iter().flat_map(|group| &group.to);
+        let ship = sinks.filter_map(|sink| sink.tls.as_ref()).next();
+        let ship = ship.map(|tls| ("ship", tls.cert.as_path()));
+        let nbd = self.config.listeners.iter().find_map(|l| l.tls.as_ref());
+        let nbd = nbd.map(|tls| ("nbd", tls.cert.as_path()));
+        let known = [replica, ship, nbd].into_iter().flatten();
+        known
+            .filter_map(|(name, path)| Some((name.to_owned(), identity_in(path).ok()?.not_after())))
+            .collect()
+    }
+}
+
+fn not_found_or_failed(error: HistoryError) -> ApiError {
+    match error {
+        HistoryError::Unknown { .. } => ApiError::NotFound(error.to_string()),
+        other => ApiError::Failed(other.to_string()),
+    }
+}
+
+impl Control for Daemon {
+    fn status<'a>(&'a self, group: Option<&'a str>) -> Answer<'a, StatusReport> {
+        Box::pin(self.status_of(group))
+    }
+
+    fn checkpoint<'a>(
+        &'a self,
+        group: &'a str,
+        label: Option<&'a str>,
+    ) -> Answer<'a, CheckpointDone> {
+        Box::pin(async move {
+            let running = self.running(group)?;
+            let done = running.checkpoint(label, CheckpointTrigger::Request).await;
+            done.map_err(|error| ApiError::Failed(error.to_string()))
+        })
+    }
+
+    fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList> {
+        Box::pin(async move {
+            let found = self.receiver(group)?.group_by_name(group).await;
+            Ok(history::list(&found.map_err(not_found_or_failed)?))
+        })
+    }
+
+    fn export<'a>(&'a self, group: &'a str, point: &'a str) -> Answer<'a, ExportInfo> {
+        Box::pin(self.open_image(group, point))
+    }
+
+    fn exports(&self) -> Answer<'_, Vec<ExportInfo>> {
+        Box::pin(async { Ok(self.served.images.infos()) })
+    }
+
+    fn close_export<'a>(&'a self, name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            if self.served.images.remove(name) {
+                return Ok(());
+            }
+            Err(ApiError::NotFound(format!("no image '{name}' is exported")))
+        })
+    }
+
+    fn detach<'a>(&'a self, group: &'a str) -> Answer<'a, Detached> {
+        Box::pin(self.detach_group(group))
+    }
+
+    fn metrics(&self) -> Answer<'_, String> {
+        Box::pin(self.scrape())
+    }
+}
+
+/// A group that has no engine.
+impl GroupStatus {
+    /// Only what is known without one.
+    #[must_use]
+    pub fn without_engine(name: &str, state: &str, reason: Option<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            reason,
+            ..Self::default()
+        }
+    }
+}

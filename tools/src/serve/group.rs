@@ -1,0 +1,406 @@
+//! One protected group while it runs: recovery, shipping, checkpoints, its end.
+//!
+//! Owns the group's handle and tasks. Always holds: nothing of a group is served before its log was
+//! recovered; a group that was drained leaves its disks marked clean or detached, one that was not
+//! leaves them marked attached, and the next start recovers it.
+
+use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
+use afterimage_format::ids::DiskIndex;
+use afterimage_format::manifest::DiskEntry;
+use afterimage_format::op::Op;
+use afterimage_format::segment::SinkId;
+use afterimage_proxy::checkpoint::schedule::Schedule;
+use afterimage_proxy::engine::event::{EngineError, EventRecord};
+use afterimage_proxy::engine::recovery::claims::{Leaving, leave};
+use afterimage_proxy::engine::recovery::plain::recover_to_plain;
+use afterimage_proxy::engine::recovery::{Accepted, RecoveryError, RecoveryReport, recover};
+use afterimage_proxy::engine::{Ack, EngineConfig, OnLogError};
+use afterimage_proxy::io::storage::UringStorage;
+use afterimage_proxy::io::uring::{Uring, UringError};
+use afterimage_proxy::ship::port::GroupIdentity;
+use afterimage_proxy::ship::status::StatusCell;
+use afterimage_proxy::worker::{GroupEvent, GroupHandle, ProxyHandle, RecoveredGroup, WorkerError};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::task::JoinSet;
+
+use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use crate::api::types::CheckpointDone;
+use crate::config::{Config, GroupConfig, schema};
+
+/// Memory for payloads that are larger than a receive buffer, per group.
+const PAYLOAD_BUDGET_BYTES: usize = 128 << 20;
+
+/// Why a group does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// Its files.
+    #[error(transparent)]
+    Open(#[from] OpenGroupError),
+    /// Its recovery.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+    /// No io_uring.
+    #[error(transparent)]
+    Uring(#[from] UringError),
+    /// Its worker.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// Its log.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The thread that recovered it broke.
+    #[error("recovery broke off: {0}")]
+    Broken(#[from] tokio::task::JoinError),
+}
+
+/// A target of a group.
+#[derive(Debug, Clone)]
+pub struct TargetTask {
+    /// Its URL.
+    pub url: String,
+    /// What shipping says.
+    pub status: StatusCell,
+    /// Its identity in the superblock.
+    pub sink: SinkId,
+}
+
+/// Something that is known beside what the engine counts.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Last checkpoint since the start.
+    pub last_checkpoint: Option<CheckpointDone>,
+    /// Checkpoints by result.
+    pub checkpoints_ok: u64,
+    /// Checkpoints that failed.
+    pub checkpoints_failed: u64,
+    /// Errors by kind.
+    pub errors: HashMap<&'static str, u64>,
+    /// The log failed with this errno.
+    pub log_failed: Option<i32>,
+    /// A backing fails with this errno.
+    pub backing_failing: Option<(u16, i32)>,
+    /// The group runs without a log.
+    pub detached: bool,
+    /// A verify is due, and why.
+    pub verify_due: Option<&'static str>,
+    /// Bytes per second written lately.
+    pub write_rate: u64,
+    /// Bytes written at the last look.
+    pub written_before: u64,
+}
+
+/// A running group.
+#[derive(Debug)]
+pub struct Running {
+    /// As configured.
+    pub config: GroupConfig,
+    /// Its worker's end.
+    pub handle: GroupHandle,
+    /// Its disks.
+    pub disks: Vec<OpenDisk>,
+    /// Its targets.
+    pub targets: Vec<TargetTask>,
+    /// Recovery's words.
+    pub report: RecoveryReport,
+    notes: Mutex<Notes>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// Opens and recovers a group and gives it to a worker.
+///
+/// # Errors
+/// Why it does not run; its files are as recovery says.
+pub async fn start(
+    config: &Arc<Config>,
+    group: &GroupConfig,
+    accepted: Accepted,
+    workers: &ProxyHandle,
+) -> Result<Running, GroupError> {
+    let (shared, own) = (Arc::clone(config), group.clone());
+    let recovering = tokio::task::spawn_blocking(move || recover_group(&shared, &own, accepted));
+    let (recovered, disks, report) = recovering.await??;
+    tracing::info!(
+        group = %group.name,
+        log_end = ?report.log_end,
+        frames_from_ring = report.ring_frames,
+        frames_in_log = report.log_frames,
+        verify_due = report.verify_due,
+        "recovered"
+    );
+    let handle = workers.add_group(recovered).await?;
+    Ok(Running {
+        config: group.clone(),
+        handle,
+        disks,
+        targets: Vec::new(),
+        report,
+        notes: Mutex::new(Notes {
+            verify_due: report.verify_due.then_some("the last stop was not a clean one"),
+            ..Notes::default()
+        }),
+        tasks: Mutex::new(JoinSet::new()),
+    })
+}
+
+/// Blocking: opens, recovers.
+fn recover_group(
+    config: &Config,
+    group: &GroupConfig,
+    accepted: Accepted,
+) -> Result<(RecoveredGroup, Vec<OpenDisk>, RecoveryReport), GroupError> {
+    let OpenGroup {
+        parts,
+        input,
+        ring,
+        disks,
+        ..
+    } = open::open(config, group, accepted, Purpose::Serve)?;
+    let uring = Uring::new()?;
+    let mut storage = UringStorage::new(&uring, parts);
+    let recovered = match recover(&mut storage, &input) {
+        Ok(recovered) => recovered,
+        Err(error) => {
+            if let (Some(parts), (_, true)) = (storage.into_parts(), &ring)
+                && let Some(made) = parts.ring
+            {
+                // Ours and empty: it must not be taken for one that was lost and found.
+                let _ = made.remove();
+            }
+            return Err(error.into());
+        }
+    };
+    let report = *recovered.report();
+    let start = recovered.into_start();
+    let parts = storage.into_parts().ok_or(WorkerError::Gone)?;
+    let mut table: Vec<DiskEntry> = Vec::new();
+    for state in &start.superblock.disks {
+        let open = disks.iter().find(|disk| disk.id == state.id);
+        table.push(DiskEntry {
+            disk: state.id,
+            name: open.map_or_else(|| format!("removed-{}", table.len()), |d| d.name.clone()),
+            size_bytes: state.size,
+        });
+    }
+    let claims: Vec<PathBuf> = open::claim_paths(group);
+    let recovered = RecoveredGroup {
+        identity: GroupIdentity {
+            group: start.superblock.group,
+            name: group.name.clone(),
+            log: start.superblock.log,
+            disks: table,
+        },
+        parts,
+        start,
+        config: engine_config(group),
+        payload_budget_bytes: PAYLOAD_BUDGET_BYTES,
+        detach_marker: Arc::new(move || open::abandon_claims(&claims)),
+    };
+    Ok((recovered, disks, report))
+}
+
+fn engine_config(group: &GroupConfig) -> EngineConfig {
+    EngineConfig {
+        ack: match group.ack {
+            Some(schema::Ack::Durable) => Ack::Durable,
+            Some(schema::Ack::Ring) | None => Ack::Ring,
+        },
+        on_log_error: match group.on_log_error {
+            schema::OnLogError::Fail => OnLogError::Fail,
+            schema::OnLogError::Detach => OnLogError::Detach,
+        },
+        commit_interval_ns: group.commit_interval.as_nanos() as u64,
+        ..EngineConfig::default()
+    }
+}
+
+impl Running {
+    /// What is known beside the engine's numbers.
+    pub fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
+        // Counters and words: nothing is half-done when somebody panics.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs beside the group and ends with it.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(task);
+    }
+
+    /// Ends shipping and schedules.
+    pub fn stop_tasks(&self) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.abort_all();
+    }
+
+    /// The disk of this name.
+    #[must_use]
+    pub fn disk(&self, name: &str) -> Option<&OpenDisk> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+
+    /// The disk at this place of the table.
+    #[must_use]
+    pub fn disk_at(&self, index: DiskIndex) -> Option<&OpenDisk> {
+        self.disks.iter().find(|disk| disk.index == index)
+    }
+
+    /// Appends a crash-consistent checkpoint; durable in the log when this returns.
+    ///
+    /// # Errors
+    /// The log has failed, or the group ends.
+    pub async fn checkpoint(
+        &self,
+        label: Option<&str>,
+        trigger: CheckpointTrigger,
+    ) -> Result<CheckpointDone, EngineError> {
+        let body = CheckpointBody {
+            kind: CheckpointKind::Crash,
+            trigger,
+            label: label.unwrap_or_default().to_owned(),
+        };
+        let record = EventRecord {
+            op: Op::Checkpoint,
+            disk: DiskIndex(0),
+            first_block: 0,
+            block_count: 0,
+            aux: 0,
+            body: body.encode().to_vec(),
+        };
+        let wall_ns = open::wall_ns();
+        let appended = self.handle.append_event(record, true).await;
+        let mut notes = self.notes();
+        match appended {
+            Ok(lsn) => {
+                let done = CheckpointDone {
+                    group: self.config.name.clone(),
+                    lsn: lsn.0,
+                    wall_ns,
+                    label: label.map(str::to_owned),
+                    kind: "crash".to_owned(),
+                };
+                notes.checkpoints_ok += 1;
+                notes.last_checkpoint = Some(done.clone());
+                Ok(done)
+            }
+            Err(error) => {
+                notes.checkpoints_failed += 1;
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes notes of what happens to the group, until it ends.
+    pub async fn watch_events(self: Arc<Self>) {
+        let Some(mut events) = self.handle.take_events() else {
+            return;
+        };
+        while let Some(event) = events.recv().await {
+            self.note_event(event);
+        }
+    }
+
+    fn note_event(&self, event: GroupEvent) {
+        let group = &self.config.name;
+        let mut notes = self.notes();
+        match event {
+            GroupEvent::LogFailed { errno } => {
+                tracing::error!(%group, errno, "the log failed: nothing more becomes durable in it");
+                notes.log_failed = Some(errno);
+                *notes.errors.entry("log").or_default() += 1;
+            }
+            GroupEvent::Detached => {
+                tracing::error!(%group, "the group runs without a log from now on");
+                notes.detached = true;
+            }
+            GroupEvent::BackingFailing { disk, errno } => {
+                tracing::error!(%group, disk = disk.0, errno, "a backing fails; it is tried again");
+                notes.backing_failing = Some((disk.0, errno));
+                *notes.errors.entry("backing").or_default() += 1;
+            }
+            GroupEvent::BackingRecovered => {
+                tracing::info!(%group, "all backings work again");
+                notes.backing_failing = None;
+            }
+            GroupEvent::HistoryGap { sink, lsn } => {
+                let target = self.targets.get(sink).map_or("?", |t| t.url.as_str());
+                tracing::warn!(%group, target, %lsn, "unshipped records left the log: history has a gap, a new pass is due");
+                *notes.errors.entry("history_gap").or_default() += 1;
+            }
+        }
+    }
+
+    /// Takes checkpoints as the schedule says, until the group ends.
+    pub async fn keep_schedule(self: Arc<Self>, schedule: Schedule) {
+        while let Some(wait) = schedule.wait_from(&jiff::Zoned::now()) {
+            tokio::time::sleep(wait).await;
+            if let Err(error) = self.checkpoint(None, CheckpointTrigger::Schedule).await {
+                tracing::warn!(group = %self.config.name, %error, "a scheduled checkpoint failed");
+            }
+        }
+    }
+
+    /// Everything into the backings, connections closed, files closed and unlocked. Whether it was
+    /// drained.
+    pub async fn end(&self) -> Result<(), EngineError> {
+        let drained = self.handle.drain().await;
+        self.stop_tasks();
+        self.handle.remove().await;
+        drained
+    }
+}
+
+/// After [`Running::end`]: marks the disks of a drained group as left clean.
+///
+/// # Errors
+/// The marks could not be made: the next start finds the disks attached and says a verify is due.
+pub fn leave_clean(config: &Config, group: &GroupConfig) -> Result<(), GroupError> {
+    let open = open::open(config, group, Accepted::default(), Purpose::Leave)?;
+    let paths = backing_paths(&open);
+    let uring = Uring::new()?;
+    let mut storage = UringStorage::new(&uring, open.parts);
+    let mtime = |disk: DiskIndex| mtime_of(&paths, disk);
+    leave(
+        &mut storage,
+        &open.input,
+        &open.superblock,
+        Leaving::Clean,
+        &mtime,
+    )?;
+    Ok(())
+}
+
+/// Brings the disks of a group that does not run up to its log and lets go of them.
+///
+/// # Errors
+/// What recovery says; can be repeated.
+pub fn make_plain(
+    config: &Config,
+    group: &GroupConfig,
+    accepted: Accepted,
+) -> Result<(RecoveryReport, Vec<PathBuf>), GroupError> {
+    let open = open::open(config, group, accepted, Purpose::Leave)?;
+    let paths = backing_paths(&open);
+    let uring = Uring::new()?;
+    let mut storage = UringStorage::new(&uring, open.parts);
+    let mtime = |disk: DiskIndex| mtime_of(&paths, disk);
+    let report = recover_to_plain(&mut storage, &open.input, &mtime);
+    let ring = storage.into_parts().and_then(|parts| parts.ring);
+    // The ring is of no more use to anybody, or was made just now.
+    if (report.is_ok() || open.ring.1)
+        && let Some(ring) = ring
+    {
+        let _ = ring.remove();
+    }
+    Ok((report?, paths.into_values().collect()))
+}
+
+fn backing_paths(open: &OpenGroup) -> HashMap<u16, PathBuf> {
+    let pair = |disk: &OpenDisk| (disk.index.0, disk.path.clone());
+    open.disks.iter().map(pair).collect()
+}
+
+fn mtime_of(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> u64 {
+    paths.get(&disk.0).map_or(0, |path| open::mtime_ns(path))
+}

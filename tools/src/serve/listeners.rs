@@ -1,0 +1,163 @@
+//! The NBD listeners: from the configuration, or passed by systemd.
+//!
+//! A socket that systemd passed takes the place of the configured listener of the same address, so
+//! that rules come from the configuration and the queue of clients from systemd. A passed socket
+//! that no listener names is a mistake and refused.
+
+use afterimage_proxy::nbd::handshake::TlsPolicy;
+use afterimage_proxy::nbd::listener::{ListenAddress, ListenError, Listener, ListenerConfig};
+use afterimage_proxy::tls::{EndpointFiles, TlsError, server_config};
+use listenfd::ListenFd;
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use crate::config::schema::{Ack, Listener as Configured, ServerTls};
+use crate::config::units;
+use crate::config::Config;
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenersError {
+    /// Its address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// Why.
+        source: ListenError,
+    },
+    /// Its certificates.
+    #[error("TLS of {address}: {source}")]
+    Tls {
+        /// As configured.
+        address: String,
+        /// Why.
+        source: TlsError,
+    },
+    /// A socket that systemd passed.
+    #[error("a socket that systemd passed cannot be used: {0}")]
+    Passed(#[source] std::io::Error),
+    /// A socket that nobody asked for.
+    #[error("systemd passed the socket {0}, which is not in [nbd] listen; add it there, or take it out of the socket unit")]
+    NotConfigured(String),
+}
+
+/// Sockets by address, as systemd passed them.
+#[derive(Debug, Default)]
+pub struct Passed(HashMap<String, OwnedFd>);
+
+impl Passed {
+    /// Takes what is there; for the first thread, at its start.
+    ///
+    /// # Errors
+    /// A descriptor that is no listening socket.
+    pub fn take() -> Result<Self, ListenersError> {
+        let mut passed = ListenFd::from_env();
+        let mut sockets = HashMap::new();
+        for index in 0..passed.len() {
+            if let Ok(Some(listener)) = passed.take_unix_listener(index) {
+                sockets.insert(unix_address(&listener), listener.into());
+            } else if let Some(listener) =
+                passed.take_tcp_listener(index).map_err(ListenersError::Passed)?
+            {
+                sockets.insert(tcp_address(&listener)?, listener.into());
+            }
+        }
+        Ok(Self(sockets))
+    }
+}
+
+fn unix_address(listener: &UnixListener) -> String {
+    let path = listener.local_addr().ok();
+    let path = path.as_ref().and_then(|address| address.as_pathname());
+    format!("unix:{}", path.unwrap_or(Path::new("?")).display())
+}
+
+fn tcp_address(listener: &TcpListener) -> Result<String, ListenersError> {
+    let address = listener.local_addr().map_err(ListenersError::Passed)?;
+    Ok(format!("tcp://{address}"))
+}
+
+/// Listens on every configured address, and on the socket for images. Clients queue from now on.
+///
+/// # Errors
+/// Names the address.
+pub fn bind(config: &Config, passed: Passed) -> Result<Vec<Listener>, ListenersError> {
+    let Passed(mut passed) = passed;
+    let mut listeners = Vec::new();
+    for configured in &config.listeners {
+        let address = configured.address.to_string();
+        let socket = passed.remove(&address);
+        let listen = listener_config(configured, socket)?;
+        let bound = Listener::bind(listen);
+        listeners.push(bound.map_err(|source| ListenersError::Listen { address, source })?);
+    }
+    if let Some(unknown) = passed.into_keys().next() {
+        return Err(ListenersError::NotConfigured(unknown));
+    }
+    let images = units::ListenAddress::Unix(config.images_socket.clone());
+    if !config.listeners.iter().any(|l| l.address == images) {
+        let configured = Configured::at(images);
+        let address = configured.address.to_string();
+        let bound = Listener::bind(listener_config(&configured, None)?);
+        listeners.push(bound.map_err(|source| ListenersError::Listen { address, source })?);
+    }
+    Ok(listeners)
+}
+
+fn listener_config(
+    configured: &Configured,
+    passed: Option<OwnedFd>,
+) -> Result<ListenerConfig, ListenersError> {
+    let address = match (&configured.address, passed) {
+        (_, Some(socket)) => ListenAddress::Passed(socket),
+        (units::ListenAddress::Unix(path), None) => ListenAddress::Unix {
+            path: path.clone(),
+            owner: configured.owner.clone(),
+            group: configured.group.clone(),
+            mode: configured.mode.0,
+        },
+        (units::ListenAddress::Tcp(tcp), None) => ListenAddress::Tcp(*tcp),
+    };
+    let tls = match &configured.tls {
+        None => TlsPolicy::Off,
+        Some(tls) => policy(tls).map_err(|source| ListenersError::Tls {
+            address: configured.address.to_string(),
+            source,
+        })?,
+    };
+    let groups = match configured.groups.as_slice() {
+        [] => None,
+        groups => Some(groups.iter().map(|group| group.get_ref().clone()).collect()),
+    };
+    Ok(ListenerConfig {
+        groups,
+        tls,
+        ack_durable: match configured.ack {
+            Some(ack) => ack == Ack::Durable,
+            None => configured.address.is_remote(),
+        },
+        ..ListenerConfig::at(address)
+    })
+}
+
+fn policy(tls: &ServerTls) -> Result<TlsPolicy, TlsError> {
+    let config = server_config(&endpoint(tls), tls.client_ca.as_deref())?;
+    Ok(if tls.required {
+        TlsPolicy::Forced(config)
+    } else {
+        TlsPolicy::Offered(config)
+    })
+}
+
+/// Certificate and key of a server.
+#[must_use]
+pub fn endpoint(tls: &ServerTls) -> EndpointFiles {
+    EndpointFiles {
+        cert: tls.cert.clone(),
+        key: tls.key.clone(),
+    }
+}

@@ -1,0 +1,261 @@
+//! `afterimage serve`: recovers the groups, then serves, ships, receives and answers.
+//!
+//! The order of a start: sockets (clients queue from then on), repositories, the replica's end,
+//! worker threads, recovery of each group, shipping, listeners, API, ready. The order of an end, on
+//! SIGTERM: no more clients, every group drained into its disks, a last chance for shipping, disks
+//! marked clean. A kill needs none of that: the next start recovers.
+
+mod control;
+mod exports;
+pub mod group;
+mod http;
+pub mod images;
+mod listeners;
+pub mod open;
+mod reload;
+mod report;
+mod targets;
+
+use afterimage_proxy::engine::recovery::Accepted;
+use afterimage_proxy::nbd::export::Exports;
+use afterimage_proxy::nbd::listener::Attach;
+use afterimage_proxy::worker::ProxyHandle;
+use anyhow::{Context as _, bail};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Control;
+use crate::cli::Accept;
+use crate::config::{Config, GroupConfig};
+use control::Daemon;
+use exports::Served;
+use group::Running;
+use listeners::Passed;
+use targets::Receivers;
+
+/// At an end, shipping has so long to send what is left.
+const LAST_SHIPPING: Duration = Duration::from_secs(3);
+/// How often rates are measured.
+const RATE_EVERY: Duration = Duration::from_secs(2);
+
+/// Runs the daemon until it is told to end.
+///
+/// # Errors
+/// Nothing could be started, or a clean end failed.
+pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<()> {
+    if with_parent {
+        set_parent_process_death_signal(Some(Signal::TERM))?;
+    }
+    init_tracing();
+    let passed = Passed::take()?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(Arc::new(config), accept, passed))
+}
+
+fn init_tracing() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("AFTERIMAGE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // The journal has times of its own.
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let format = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    let set = if journal {
+        format.without_time().try_init()
+    } else {
+        format.try_init()
+    };
+    if set.is_err() {
+        tracing::debug!("messages already go somewhere");
+    }
+}
+
+async fn serve(config: Arc<Config>, accept: Accept, passed: Passed) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+
+    http::make_folders(&config)?;
+    let listeners = listeners::bind(&config, passed)?;
+    let receivers = Receivers::open(&config).await?;
+    let stop = CancellationToken::new();
+    let replica = match (&config.replica, receivers.of_replica(&config)) {
+        (Some(replica), Some(receiver)) => {
+            targets::listen(replica, receiver.clone(), stop.clone()).await?
+        }
+        _ => None,
+    };
+    let workers = ProxyHandle::start(config.workers)?;
+    let accepted = Accepted {
+        ring_loss: accept.accept_ring_loss,
+        edited_backing: accept.accept_edited,
+    };
+    let served = Arc::new(Served::default());
+    let failed = start_groups(&config, accepted, &workers, &receivers, &served).await?;
+    if !failed.is_empty() && served.groups().is_empty() && replica.is_none() {
+        bail!("no group could be started; the reasons are above");
+    }
+    let exports: Arc<dyn Exports> = Arc::clone(&served) as _;
+    let attach: Arc<dyn Attach> = Arc::clone(&served) as _;
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        tasks.spawn(listener.run(Arc::clone(&exports), Arc::clone(&attach), stop.clone()));
+    }
+    let daemon: Arc<dyn Control> = Arc::new(Daemon::new(
+        Arc::clone(&config),
+        Arc::clone(&served),
+        receivers,
+        failed,
+    ));
+    let http = http::start(&config, &daemon).await?;
+    let rates = tokio::spawn(measure_rates(Arc::clone(&served)));
+    tracing::info!(groups = served.groups().len(), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload::report(&config),
+        }
+    }
+    tracing::info!("ending: writing logs back to their disks");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    served.stop();
+    stop.cancel();
+    rates.abort();
+    let clean = end_groups(&config, &served).await;
+    drop(http);
+    tasks.shutdown().await;
+    if let Some(replica) = replica {
+        replica.await?;
+    }
+    tokio::task::spawn_blocking(move || workers.stop()).await?;
+    if !clean {
+        bail!("not every group could be stopped cleanly; the reasons are above");
+    }
+    Ok(())
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+/// Recovers all groups at once. One that fails does not hold up the others: its reason is kept.
+async fn start_groups(
+    config: &Arc<Config>,
+    accepted: Accepted,
+    workers: &ProxyHandle,
+    receivers: &Receivers,
+    served: &Served,
+) -> anyhow::Result<Vec<(String, String)>> {
+    let starts = config.groups.iter().map(|group| async move {
+        (group, start_group(config, group, accepted, workers, receivers).await)
+    });
+    let mut failed = Vec::new();
+    for (group, started) in futures::future::join_all(starts).await {
+        match started {
+            Ok(running) => served.add(running),
+            Err(error) => {
+                tracing::error!(group = %group.name, place = %group.place, "not started: {error:#}");
+                failed.push((group.name.clone(), format!("{error:#}")));
+            }
+        }
+    }
+    Ok(failed)
+}
+
+async fn start_group(
+    config: &Arc<Config>,
+    group: &GroupConfig,
+    accepted: Accepted,
+    workers: &ProxyHandle,
+    receivers: &Receivers,
+) -> anyhow::Result<Arc<Running>> {
+    let sinks = targets::sinks(receivers, group)?;
+    let mut running = group::start(config, group, accepted, workers).await?;
+    targets::ship(&mut running, sinks);
+    let running = Arc::new(running);
+    running.spawn(Arc::clone(&running).watch_events());
+    if let Some(schedule) = targets::schedule(&running)? {
+        running.spawn(Arc::clone(&running).keep_schedule(schedule));
+    }
+    Ok(running)
+}
+
+/// Drains every group; false if one could not be left clean.
+async fn end_groups(config: &Arc<Config>, served: &Served) -> bool {
+    let ends = served.groups().into_iter().map(|running| end_group(config, running));
+    futures::future::join_all(ends).await.into_iter().all(|clean| clean)
+}
+
+async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
+    let name = running.config.name.clone();
+    if let Err(error) = running.handle.drain().await {
+        tracing::error!(group = %name, %error, "not drained; the next start recovers it");
+        running.end().await.ok();
+        return false;
+    }
+    // What the replica lacks stays in the log; a moment more often spares the gap.
+    let shipped = tokio::time::timeout(LAST_SHIPPING, all_shipped(&running)).await;
+    if shipped.is_err() {
+        tracing::info!(group = %name, "ends with unshipped records in the log");
+    }
+    running.end().await.ok();
+    let (config, group) = (Arc::clone(config), running.config.clone());
+    let left = tokio::task::spawn_blocking(move || group::leave_clean(&config, &group)).await;
+    match left {
+        Ok(Ok(())) => {
+            tracing::info!(group = %name, "ended clean");
+            true
+        }
+        Ok(Err(error)) => {
+            tracing::error!(group = %name, %error, "ended, but its disks could not be marked as clean");
+            false
+        }
+        Err(error) => {
+            tracing::error!(group = %name, %error, "ended, but its disks could not be marked as clean");
+            false
+        }
+    }
+}
+
+async fn all_shipped(running: &Running) {
+    let progress = running.handle.progress();
+    let appended = progress.borrow().appended;
+    let behind = || running.targets.iter().any(|t| t.status.get().acked < appended);
+    while behind() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Keeps the rate at which each group is written.
+async fn measure_rates(served: Arc<Served>) {
+    loop {
+        tokio::time::sleep(RATE_EVERY).await;
+        for group in served.groups() {
+            let Ok(snapshot) = group.handle.snapshot().await else {
+                continue;
+            };
+            let mut notes = group.notes();
+            let written = snapshot.engine.written_bytes;
+            let now = written.saturating_sub(notes.written_before) / RATE_EVERY.as_secs();
+            // Half of what was: short pauses do not hide a busy guest.
+            notes.write_rate = u64::midpoint(notes.write_rate, now);
+            notes.written_before = written;
+        }
+    }
+}

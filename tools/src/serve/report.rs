@@ -1,0 +1,193 @@
+//! From what the parts know to what `status` and the metrics show.
+
+use afterimage_proxy::engine::request::EngineStatus;
+use afterimage_proxy::ship::port::GroupPort as _;
+use afterimage_proxy::ship::status::{SinkState, SinkStatus};
+use afterimage_replica::group::{Group, Intake};
+use std::time::Duration;
+
+use super::group::{Notes, Running, TargetTask};
+use super::open::wall_ns;
+use crate::api::types::{DiskStatus, GroupStatus, PassStatus, ReceivedStatus, TargetStatus};
+use crate::metrics::GroupNumbers;
+use crate::metrics::families::Buckets;
+
+/// A primary that was heard of within this time counts as connected.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
+const BLOCK: u64 = 4096;
+
+/// A group without an engine.
+#[must_use]
+pub fn stopped(name: &str, state: &str, reason: Option<String>) -> GroupStatus {
+    GroupStatus::without_engine(name, state, reason)
+}
+
+/// A running group.
+pub async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
+    let Ok(snapshot) = group.handle.snapshot().await else {
+        let gone = stopped(&group.config.name, "failed", Some("its worker has ended".into()));
+        return (gone, GroupNumbers::default());
+    };
+    let engine = snapshot.engine;
+    let mut targets = Vec::new();
+    for target in &group.targets {
+        let record = group.handle.sink_record(target.sink).await.ok();
+        let gap = record.is_some_and(|record| record.dirty.is_some());
+        targets.push(target_status(target, &engine, gap));
+    }
+    let notes = group.notes();
+    let (state, reason) = state(&notes, &engine, &targets);
+    let unshipped = targets.iter().map(|t| t.backlog_bytes).max().unwrap_or(0);
+    let away = targets.iter().any(|t| t.state != "shipping");
+    let left = engine.log_bytes.saturating_sub(engine.log_bytes_used);
+    let identity = group.handle.identity();
+    let status = GroupStatus {
+        name: group.config.name.clone(),
+        uuid: identity.group.to_string(),
+        state: state.to_owned(),
+        reason,
+        epoch: engine.progress.epoch.0,
+        appended_lsn: engine.progress.appended.0,
+        durable_lsn: engine.progress.durable.0,
+        destaged_lsn: engine.destaged.0,
+        log_bytes: engine.log_bytes,
+        log_used_bytes: engine.log_bytes_used,
+        log_unshipped_bytes: unshipped.min(engine.log_bytes_used),
+        log_undestaged_bytes: engine.log_bytes_undestaged,
+        ring_bytes: engine.ring_bytes,
+        ring_used_bytes: engine.ring_bytes_used,
+        written_bytes: engine.written_bytes,
+        write_rate: notes.write_rate,
+        gap_in_seconds: (away && notes.write_rate > 0).then(|| left / notes.write_rate),
+        connections: snapshot.connections.len() as u32,
+        disks: group
+            .disks
+            .iter()
+            .map(|disk| DiskStatus {
+                name: disk.name.clone(),
+                path: disk.path.display().to_string(),
+                bytes: disk.size,
+            })
+            .collect(),
+        targets,
+        last_checkpoint: notes.last_checkpoint.clone(),
+    };
+    (status, numbers(&notes, &engine))
+}
+
+fn state(
+    notes: &Notes,
+    engine: &EngineStatus,
+    targets: &[TargetStatus],
+) -> (&'static str, Option<String>) {
+    if notes.detached || engine.detached {
+        let why = "the log failed and the guest goes on without it; nothing is replicated";
+        return ("degraded", Some(why.to_owned()));
+    }
+    if let Some(errno) = notes.log_failed.or((engine.log_errno != 0).then_some(engine.log_errno)) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let why = format!("the log failed ({error}): writes are refused; repair its disk, then restart");
+        return ("failed", Some(why));
+    }
+    if let Some((disk, errno)) = notes.backing_failing {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let why = format!("the backing of disk {disk} fails ({error}); it is tried again, the log keeps what it lacks");
+        return ("degraded", Some(why));
+    }
+    if let Some(target) = targets.iter().find(|t| t.state == "away" || t.state == "refused") {
+        let error = target.error.clone().unwrap_or_default();
+        return ("degraded", Some(format!("{} is {}: {error}", target.url, target.state)));
+    }
+    ("running", None)
+}
+
+fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> TargetStatus {
+    let ship: SinkStatus = target.status.get();
+    let appended = engine.progress.appended.0;
+    let acked = ship.acked.0;
+    let up_to_date = ship.state == SinkState::Streaming && acked >= appended;
+    let known = (ship.acked_record_ns > 0 && !gap).then_some(ship.acked_record_ns);
+    TargetStatus {
+        url: target.url.clone(),
+        state: match ship.state {
+            SinkState::Idle | SinkState::Connecting => "connecting",
+            SinkState::Pass => "copying",
+            SinkState::Streaming => "shipping",
+            SinkState::Waiting => "away",
+            SinkState::Refused => "refused",
+            SinkState::Stopped => "stopped",
+        }
+        .to_owned(),
+        error: match ship.state {
+            SinkState::Streaming | SinkState::Pass => None,
+            _ => ship.last_error.clone(),
+        },
+        acked_lsn: acked,
+        backlog_bytes: backlog(engine, acked),
+        recoverable_wall_ns: if up_to_date && !gap { Some(wall_ns()) } else { known },
+        shipped_bytes: ship.sent_bytes_total,
+        payload_bytes: ship.sent_payload_bytes_total,
+        segments: ship.sent_segments_total,
+        gap,
+        pass: ship.pass.map(|pass| PassStatus {
+            done_bytes: pass.blocks_done * BLOCK,
+            total_bytes: (pass.blocks_done + pass.blocks_left) * BLOCK,
+        }),
+    }
+}
+
+/// Bytes of the log behind what the target has: its share of the records times the log's use. An
+/// estimate, exact at both ends.
+fn backlog(engine: &EngineStatus, acked: u64) -> u64 {
+    let oldest = engine.progress.oldest.0.saturating_sub(1);
+    let held = engine.progress.appended.0.saturating_sub(oldest);
+    let lacking = engine.progress.appended.0.saturating_sub(acked.max(oldest));
+    match held {
+        0 => 0,
+        held => (u128::from(engine.log_bytes_used) * u128::from(lacking) / u128::from(held)) as u64,
+    }
+}
+
+fn numbers(notes: &Notes, engine: &EngineStatus) -> GroupNumbers {
+    let mut errors: Vec<(&'static str, u64)> =
+        notes.errors.iter().map(|(kind, count)| (*kind, *count)).collect();
+    errors.sort_unstable();
+    GroupNumbers {
+        write_stall_seconds: engine.stall_ns as f64 / 1e9,
+        requests: Vec::new(),
+        log_sync: Buckets {
+            buckets: Vec::new(),
+            count: engine.log_syncs,
+            sum: engine.log_sync_ns as f64 / 1e9,
+        },
+        checkpoints: vec![
+            ("crash", "ok", notes.checkpoints_ok),
+            ("crash", "failed", notes.checkpoints_failed),
+        ],
+        errors,
+    }
+}
+
+/// A received group.
+#[must_use]
+pub fn received(name: &str, group: &Group) -> ReceivedStatus {
+    let status = group.status();
+    let (epoch, lsn) = {
+        let history = group.history();
+        let newest = history.newest();
+        newest.map_or((0, 0), |epoch| (epoch.number.0, epoch.cursor.lsn.0))
+    };
+    let heard = Duration::from_nanos(wall_ns().saturating_sub(status.last_received_ns));
+    ReceivedStatus {
+        name: name.to_owned(),
+        uuid: group.id().to_string(),
+        epoch,
+        last_lsn: lsn,
+        last_wall_ns: (status.newest_record_ns > 0).then_some(status.newest_record_ns),
+        connected: heard < CONNECTED_WITHIN,
+        alarm: status.alarm.clone().or(match status.intake {
+            Intake::RepositoryFull { text } | Intake::Failed { text } => Some(text),
+            Intake::Idle | Intake::Running => None,
+        }),
+    }
+}

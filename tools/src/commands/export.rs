@@ -3,7 +3,9 @@
 use afterimage_proxy::nbd::export::{
     BoxFuture, ExportInfo as NbdExport, Exports, ListedExport, OpenError, Peer,
 };
-use afterimage_proxy::nbd::listener::{Attach, Connection, ListenAddress, Listener, ListenerConfig};
+use afterimage_proxy::nbd::listener::{
+    Attach, Connection, ListenAddress, Listener, ListenerConfig,
+};
 use anyhow::{Context as _, bail};
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,7 +63,12 @@ fn list(exports: &[ExportInfo]) -> String {
                 0 => String::new(),
                 time => local_time(time),
             };
-            rows.add_row([info.name.clone(), info.lsn.to_string(), time, disk.uri.clone()]);
+            rows.add_row([
+                info.name.clone(),
+                info.lsn.to_string(),
+                time,
+                disk.uri.clone(),
+            ]);
         }
     }
     table_text(&rows)
@@ -115,13 +122,17 @@ async fn foreground(
             mode: 0o600,
         },
         Address::Tcp(tcp) if tcp.ip().is_loopback() => ListenAddress::Tcp(*tcp),
-        Address::Tcp(_) => bail!("{listen} could be reached from other hosts; use a unix socket or the loopback interface"),
+        Address::Tcp(_) => bail!(
+            "{listen} could be reached from other hosts; use a unix socket or the loopback interface"
+        ),
     };
     let listener = Listener::bind(ListenerConfig::at(address))
         .with_context(|| format!("cannot listen on {listen}"))?;
     let images = Arc::new(OnlyImages::default());
     let wall_ns = image.checkpoint_ns().unwrap_or_default();
-    let info = images.0.add(&wanted.group, image, wall_ns, opened_in_us, listen);
+    let info = images
+        .0
+        .add(&wanted.group, image, wall_ns, opened_in_us, listen);
     output.result(&info, text)?;
     let stop = CancellationToken::new();
     let serving = tokio::spawn(listener.run(

@@ -114,7 +114,8 @@ pub fn run(
         shown.len() < limit
     })?;
     let damaged = found.copies.iter().zip(["A", "B"]);
-    let damaged = damaged.filter_map(|(copy, name)| Some(format!("{name}: {}", copy.as_ref().err()?)));
+    let damaged =
+        damaged.filter_map(|(copy, name)| Some(format!("{name}: {}", copy.as_ref().err()?)));
     let inspected = Inspected {
         path: path.display().to_string(),
         group: superblock.group.to_string(),
@@ -152,10 +153,7 @@ pub fn run(
 }
 
 /// The log that was named: a path, or the log of a configured group.
-fn path_of(
-    load: impl Fn() -> Result<Config, ConfigError>,
-    log: &str,
-) -> anyhow::Result<PathBuf> {
+fn path_of(load: impl Fn() -> Result<Config, ConfigError>, log: &str) -> anyhow::Result<PathBuf> {
     if log.contains('/') || PathBuf::from(log).exists() {
         return Ok(log.into());
     }
@@ -196,7 +194,11 @@ fn frame(found: &InspectedFrame, records: bool) -> Frame {
 }
 
 fn text(log: &Inspected, records: bool) -> String {
-    let state = if log.clean { "closed cleanly" } else { "in use, or not closed cleanly" };
+    let state = if log.clean {
+        "closed cleanly"
+    } else {
+        "in use, or not closed cleanly"
+    };
     let mut text = format!(
         "{}\n\
          group        {}\n\
@@ -224,8 +226,15 @@ fn text(log: &Inspected, records: bool) -> String {
         text += &format!("disk {number}       {}\n", bytes(*size));
     }
     for sink in &log.sinks {
-        let dirty = sink.dirty_lsn.map(|lsn| format!(", incomplete up to LSN {lsn}"));
-        text += &format!("target       {} has LSN {}{}\n", &sink.id[..8], sink.acked_lsn, dirty.unwrap_or_default());
+        let dirty = sink
+            .dirty_lsn
+            .map(|lsn| format!(", incomplete up to LSN {lsn}"));
+        text += &format!(
+            "target       {} has LSN {}{}\n",
+            &sink.id[..8],
+            sink.acked_lsn,
+            dirty.unwrap_or_default()
+        );
     }
     if !log.frames.is_empty() {
         let mut rows = table(&["FRAME", "AT BYTE", "SIZE", "LSN", "TIME", "OP"]);
@@ -245,14 +254,21 @@ fn text(log: &Inspected, records: bool) -> String {
                     (u64::from(record.block_count) * BLOCK_SIZE as u64).to_string(),
                     record.lsn.to_string(),
                     local_time(record.wall_ns),
-                    format!("{} disk {} block {}", record.op, record.disk, record.first_block),
+                    format!(
+                        "{} disk {} block {}",
+                        record.op, record.disk, record.first_block
+                    ),
                 ]);
             }
         }
         text += &format!("\n{}", table_text(&rows));
     }
     if let Some(end) = &log.end {
-        let corrupt = if end.corrupt { "; CORRUPT: this is below what was durable" } else { "" };
+        let corrupt = if end.corrupt {
+            "; CORRUPT: this is below what was durable"
+        } else {
+            ""
+        };
         text += &format!(
             "\n{} frames, last LSN {}; at byte {}: {}{corrupt}\n",
             end.frames, end.last_lsn, end.offset, end.because

@@ -30,7 +30,10 @@ struct Recovered {
 /// When the group is not configured, or what recovery says.
 pub fn run(config: &Config, group: &str, accept: Accept, output: Output) -> anyhow::Result<()> {
     let Some(group) = config.group(group) else {
-        bail!("group '{group}' is not configured in {}", config.file.display());
+        bail!(
+            "group '{group}' is not configured in {}",
+            config.file.display()
+        );
     };
     let accepted = Accepted {
         ring_loss: accept.accept_ring_loss,
@@ -39,7 +42,10 @@ pub fn run(config: &Config, group: &str, accept: Accept, output: Output) -> anyh
     let (report, paths) = make_plain(config, group, accepted)?;
     let recovered = Recovered {
         group: group.name.clone(),
-        disks: paths.iter().map(|path| path.display().to_string()).collect(),
+        disks: paths
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect(),
         frames_from_ring: report.ring_frames,
         frames_in_log: report.log_frames,
         verify_due: report.verify_due,

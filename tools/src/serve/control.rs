@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::exports::Served;
+use super::group;
 use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
-use super::group;
 use crate::api::types::{
     CheckpointDone, Detached, ExportInfo, GroupStatus, PointList, ReceivedStatus, StatusReport,
 };
@@ -61,10 +61,14 @@ impl Daemon {
             return Ok(group);
         }
         if let Some((_, why)) = self.failed.iter().find(|(failed, _)| failed == name) {
-            return Err(ApiError::Conflict(format!("group '{name}' does not run: {why}")));
+            return Err(ApiError::Conflict(format!(
+                "group '{name}' does not run: {why}"
+            )));
         }
         Err(if self.config.group(name).is_some() {
-            ApiError::Conflict(format!("group '{name}' is detached; restart to attach it again"))
+            ApiError::Conflict(format!(
+                "group '{name}' is detached; restart to attach it again"
+            ))
         } else {
             ApiError::NotFound(format!("group '{name}' is not configured here"))
         })
@@ -92,11 +96,13 @@ impl Daemon {
                 continue;
             }
             let failed = self.failed.iter().find(|(name, _)| *name == group.name);
-            report.groups.push(match (self.served.group(&group.name), failed) {
-                (Some(running), _) => report::status(&running).await.0,
-                (None, Some((name, why))) => report::stopped(name, "failed", Some(why.clone())),
-                (None, None) => report::stopped(&group.name, "detached", None),
-            });
+            report
+                .groups
+                .push(match (self.served.group(&group.name), failed) {
+                    (Some(running), _) => report::status(&running).await.0,
+                    (None, Some((name, why))) => report::stopped(name, "failed", Some(why.clone())),
+                    (None, None) => report::stopped(&group.name, "detached", None),
+                });
         }
         report.received = self.received().await;
         report.received.retain(|received| is_wanted(&received.name));
@@ -104,7 +110,9 @@ impl Daemon {
             && report.groups.is_empty()
             && report.received.is_empty()
         {
-            return Err(ApiError::NotFound(format!("group '{name}' is not known here")));
+            return Err(ApiError::NotFound(format!(
+                "group '{name}' is not known here"
+            )));
         }
         Ok(report)
     }
@@ -124,7 +132,9 @@ impl Daemon {
         for name in names {
             match receiver.group_by_name(&name).await {
                 Ok(group) => all.push(report::received(&name, &group)),
-                Err(error) => tracing::warn!(group = %name, %error, "a received group cannot be read"),
+                Err(error) => {
+                    tracing::warn!(group = %name, %error, "a received group cannot be read")
+                }
             }
         }
         all
@@ -132,7 +142,9 @@ impl Daemon {
 
     async fn open_image(&self, group: &str, point: &str) -> Result<ExportInfo, ApiError> {
         let begun = Instant::now();
-        let spec: Point = point.parse().map_err(|e| ApiError::Invalid(format!("{e}")))?;
+        let spec: Point = point
+            .parse()
+            .map_err(|e| ApiError::Invalid(format!("{e}")))?;
         let history = self.receiver(group)?.group_by_name(group).await;
         let history = history.map_err(not_found_or_failed)?;
         let at = resolve(&history, &spec.0).await;
@@ -224,7 +236,8 @@ impl Control for Daemon {
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList> {
         Box::pin(async move {
             let found = self.receiver(group)?.group_by_name(group).await;
-            Ok(history::list(&found.map_err(not_found_or_failed)?))
+            let found = found.map_err(not_found_or_failed)?;
+            Ok(history::list(&found))
         })
     }
 

@@ -7,6 +7,7 @@
 use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
 use afterimage_format::ids::DiskIndex;
 use afterimage_format::manifest::DiskEntry;
+use afterimage_format::names::NameError;
 use afterimage_format::op::Op;
 use afterimage_format::segment::SinkId;
 use afterimage_proxy::checkpoint::schedule::Schedule;
@@ -53,6 +54,17 @@ pub enum GroupError {
     /// The thread that recovered it broke.
     #[error("recovery broke off: {0}")]
     Broken(#[from] tokio::task::JoinError),
+}
+
+/// Why there is no checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// Its label.
+    #[error("label: {0}")]
+    Label(#[from] NameError),
+    /// The group.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }
 
 /// A target of a group.
@@ -137,7 +149,9 @@ pub async fn start(
         targets: Vec::new(),
         report,
         notes: Mutex::new(Notes {
-            verify_due: report.verify_due.then_some("the last stop was not a clean one"),
+            verify_due: report
+                .verify_due
+                .then_some("the last stop was not a clean one"),
             ..Notes::default()
         }),
         tasks: Mutex::new(JoinSet::new()),
@@ -254,7 +268,7 @@ impl Running {
         &self,
         label: Option<&str>,
         trigger: CheckpointTrigger,
-    ) -> Result<CheckpointDone, EngineError> {
+    ) -> Result<CheckpointDone, CheckpointError> {
         let body = CheckpointBody {
             kind: CheckpointKind::Crash,
             trigger,
@@ -266,7 +280,7 @@ impl Running {
             first_block: 0,
             block_count: 0,
             aux: 0,
-            body: body.encode().to_vec(),
+            body: body.encode()?,
         };
         let wall_ns = open::wall_ns();
         let appended = self.handle.append_event(record, true).await;
@@ -286,7 +300,7 @@ impl Running {
             }
             Err(error) => {
                 notes.checkpoints_failed += 1;
-                Err(error)
+                Err(error.into())
             }
         }
     }

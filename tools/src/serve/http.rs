@@ -14,10 +14,13 @@ use crate::config::units::ListenAddress;
 
 /// Makes the folders of the sockets, as far as they are missing.
 pub(super) fn make_folders(config: &Config) -> anyhow::Result<()> {
-    let nbd = config.listeners.iter().filter_map(|listener| match &listener.address {
-        ListenAddress::Unix(path) => Some(path.as_path()),
-        ListenAddress::Tcp(_) => None,
-    });
+    let nbd = config
+        .listeners
+        .iter()
+        .filter_map(|listener| match &listener.address {
+            ListenAddress::Unix(path) => Some(path.as_path()),
+            ListenAddress::Tcp(_) => None,
+        });
     let own = [config.api_socket.as_path(), config.images_socket.as_path()];
     for socket in nbd.chain(own) {
         if let Some(folder) = socket.parent() {

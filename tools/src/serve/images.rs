@@ -24,7 +24,14 @@ struct Opened {
 
 impl Images {
     /// Adds an image; one that is there already is shown again.
-    pub fn add(&self, group: &str, image: Image, wall_ns: u64, opened_in_us: u64, address: &ListenAddress) -> ExportInfo {
+    pub fn add(
+        &self,
+        group: &str,
+        image: Image,
+        wall_ns: u64,
+        opened_in_us: u64,
+        address: &ListenAddress,
+    ) -> ExportInfo {
         let at = image.position();
         let name = format!("{group}@{}-{}", at.epoch, at.lsn);
         let disk = |entry: &afterimage_format::manifest::DiskEntry| ExportedDisk {
@@ -55,7 +62,10 @@ impl Images {
 
     /// What is open.
     pub fn infos(&self) -> Vec<ExportInfo> {
-        self.lock().values().map(|opened| opened.info.clone()).collect()
+        self.lock()
+            .values()
+            .map(|opened| opened.info.clone())
+            .collect()
     }
 
     /// All disks of all images.
@@ -79,7 +89,10 @@ impl Images {
         let device = ImageDevice::new(opened.image.clone(), index).ok()?;
         Some(NbdExport {
             name: export.to_owned(),
-            description: format!("{} at lsn:{}, read-only", opened.info.group, opened.info.lsn),
+            description: format!(
+                "{} at lsn:{}, read-only",
+                opened.info.group, opened.info.lsn
+            ),
             size: device.size(),
             read_only: true,
             rotational: false,

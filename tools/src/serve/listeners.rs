@@ -14,9 +14,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use crate::config::Config;
 use crate::config::schema::{Ack, Listener as Configured, ServerTls};
 use crate::config::units;
-use crate::config::Config;
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,9 @@ pub enum ListenersError {
     #[error("a socket that systemd passed cannot be used: {0}")]
     Passed(#[source] std::io::Error),
     /// A socket that nobody asked for.
-    #[error("systemd passed the socket {0}, which is not in [nbd] listen; add it there, or take it out of the socket unit")]
+    #[error(
+        "systemd passed the socket {0}, which is not in [nbd] listen; add it there, or take it out of the socket unit"
+    )]
     NotConfigured(String),
 }
 
@@ -60,8 +62,9 @@ impl Passed {
         for index in 0..passed.len() {
             if let Ok(Some(listener)) = passed.take_unix_listener(index) {
                 sockets.insert(unix_address(&listener), listener.into());
-            } else if let Some(listener) =
-                passed.take_tcp_listener(index).map_err(ListenersError::Passed)?
+            } else if let Some(listener) = passed
+                .take_tcp_listener(index)
+                .map_err(ListenersError::Passed)?
             {
                 sockets.insert(tcp_address(&listener)?, listener.into());
             }

@@ -163,7 +163,10 @@ async fn start_groups(
     served: &Served,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let starts = config.groups.iter().map(|group| async move {
-        (group, start_group(config, group, accepted, workers, receivers).await)
+        (
+            group,
+            start_group(config, group, accepted, workers, receivers).await,
+        )
     });
     let mut failed = Vec::new();
     for (group, started) in futures::future::join_all(starts).await {
@@ -198,8 +201,14 @@ async fn start_group(
 
 /// Drains every group; false if one could not be left clean.
 async fn end_groups(config: &Arc<Config>, served: &Served) -> bool {
-    let ends = served.groups().into_iter().map(|running| end_group(config, running));
-    futures::future::join_all(ends).await.into_iter().all(|clean| clean)
+    let ends = served
+        .groups()
+        .into_iter()
+        .map(|running| end_group(config, running));
+    futures::future::join_all(ends)
+        .await
+        .into_iter()
+        .all(|clean| clean)
 }
 
 async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
@@ -236,7 +245,12 @@ async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
 async fn all_shipped(running: &Running) {
     let progress = running.handle.progress();
     let appended = progress.borrow().appended;
-    let behind = || running.targets.iter().any(|t| t.status.get().acked < appended);
+    let behind = || {
+        running
+            .targets
+            .iter()
+            .any(|t| t.status.get().acked < appended)
+    };
     while behind() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

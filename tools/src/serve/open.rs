@@ -166,7 +166,8 @@ pub fn open(
     accepted: Accepted,
     purpose: Purpose,
 ) -> Result<OpenGroup, OpenGroupError> {
-    let boot = BootId(boot_id().map_err(at(Path::new("/proc/sys/kernel/random/boot_id")))?);
+    let boot = boot_id().map_err(at(Path::new("/proc/sys/kernel/random/boot_id")))?;
+    let boot = BootId::from_bytes(boot);
     // The backings first: whether they exist and are free is the commonest trouble.
     let mut backings = Vec::new();
     let mut claimed = Vec::new();
@@ -450,7 +451,9 @@ pub fn read_superblock(path: &Path) -> Result<Superblock, OpenGroupError> {
 #[must_use]
 pub fn ring_path(config: &Config, name: &str, group: GroupId) -> PathBuf {
     let id = group.to_string();
-    config.ring_dir.join(format!("afterimage-{name}-{}.ring", &id[..8]))
+    config
+        .ring_dir
+        .join(format!("afterimage-{name}-{}.ring", &id[..8]))
 }
 
 /// The ring as a dead process left it. A new one only where none is, or where it is not needed and

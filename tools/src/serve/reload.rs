@@ -29,9 +29,21 @@ fn differences(running: &Config, read: &Config) -> Vec<String> {
     let mut all = Vec::new();
     let text = |value: &dyn std::fmt::Debug| format!("{value:?}");
     for (what, old, new) in [
-        ("[nbd] listen", text(&running.listeners), text(&read.listeners)),
-        ("[nbd] images", text(&running.images_socket), text(&read.images_socket)),
-        ("[http]", text(&(&running.api_socket, running.metrics)), text(&(&read.api_socket, read.metrics))),
+        (
+            "[nbd] listen",
+            text(&running.listeners),
+            text(&read.listeners),
+        ),
+        (
+            "[nbd] images",
+            text(&running.images_socket),
+            text(&read.images_socket),
+        ),
+        (
+            "[http]",
+            text(&(&running.api_socket, running.metrics)),
+            text(&(&read.api_socket, read.metrics)),
+        ),
         ("ring_dir", text(&running.ring_dir), text(&read.ring_dir)),
         ("workers", text(&running.workers), text(&read.workers)),
         ("[replica]", replica(running), replica(read)),
@@ -42,9 +54,15 @@ fn differences(running: &Config, read: &Config) -> Vec<String> {
     }
     for group in &read.groups {
         match running.group(&group.name) {
-            None => all.push(format!("group '{}' is new: live after a restart", group.name)),
+            None => all.push(format!(
+                "group '{}' is new: live after a restart",
+                group.name
+            )),
             Some(old) if summary(old) != summary(group) => {
-                all.push(format!("group '{}': live after a restart; its clients reconnect", group.name));
+                all.push(format!(
+                    "group '{}': live after a restart; its clients reconnect",
+                    group.name
+                ));
             }
             Some(_) => {}
         }
@@ -64,7 +82,11 @@ fn replica(config: &Config) -> String {
     let replica = config.replica.as_ref();
     format!(
         "{:?}",
-        replica.map(|r| (r.listen, r.repository.get_ref(), r.tls.as_ref().map(|tls| tls.get_ref())))
+        replica.map(|r| (
+            r.listen,
+            r.repository.get_ref(),
+            r.tls.as_ref().map(|tls| tls.get_ref())
+        ))
     )
 }
 

@@ -25,7 +25,11 @@ pub fn stopped(name: &str, state: &str, reason: Option<String>) -> GroupStatus {
 /// A running group.
 pub async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let Ok(snapshot) = group.handle.snapshot().await else {
-        let gone = stopped(&group.config.name, "failed", Some("its worker has ended".into()));
+        let gone = stopped(
+            &group.config.name,
+            "failed",
+            Some("its worker has ended".into()),
+        );
         return (gone, GroupNumbers::default());
     };
     let engine = snapshot.engine;
@@ -84,19 +88,31 @@ fn state(
         let why = "the log failed and the guest goes on without it; nothing is replicated";
         return ("degraded", Some(why.to_owned()));
     }
-    if let Some(errno) = notes.log_failed.or((engine.log_errno != 0).then_some(engine.log_errno)) {
+    if let Some(errno) = notes
+        .log_failed
+        .or((engine.log_errno != 0).then_some(engine.log_errno))
+    {
         let error = std::io::Error::from_raw_os_error(errno);
-        let why = format!("the log failed ({error}): writes are refused; repair its disk, then restart");
+        let why =
+            format!("the log failed ({error}): writes are refused; repair its disk, then restart");
         return ("failed", Some(why));
     }
     if let Some((disk, errno)) = notes.backing_failing {
         let error = std::io::Error::from_raw_os_error(errno);
-        let why = format!("the backing of disk {disk} fails ({error}); it is tried again, the log keeps what it lacks");
+        let why = format!(
+            "the backing of disk {disk} fails ({error}); it is tried again, the log keeps what it lacks"
+        );
         return ("degraded", Some(why));
     }
-    if let Some(target) = targets.iter().find(|t| t.state == "away" || t.state == "refused") {
+    if let Some(target) = targets
+        .iter()
+        .find(|t| t.state == "away" || t.state == "refused")
+    {
         let error = target.error.clone().unwrap_or_default();
-        return ("degraded", Some(format!("{} is {}: {error}", target.url, target.state)));
+        return (
+            "degraded",
+            Some(format!("{} is {}: {error}", target.url, target.state)),
+        );
     }
     ("running", None)
 }
@@ -124,7 +140,11 @@ fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> Targe
         },
         acked_lsn: acked,
         backlog_bytes: backlog(engine, acked),
-        recoverable_wall_ns: if up_to_date && !gap { Some(wall_ns()) } else { known },
+        recoverable_wall_ns: if up_to_date && !gap {
+            Some(wall_ns())
+        } else {
+            known
+        },
         shipped_bytes: ship.sent_bytes_total,
         payload_bytes: ship.sent_payload_bytes_total,
         segments: ship.sent_segments_total,
@@ -149,8 +169,11 @@ fn backlog(engine: &EngineStatus, acked: u64) -> u64 {
 }
 
 fn numbers(notes: &Notes, engine: &EngineStatus) -> GroupNumbers {
-    let mut errors: Vec<(&'static str, u64)> =
-        notes.errors.iter().map(|(kind, count)| (*kind, *count)).collect();
+    let mut errors: Vec<(&'static str, u64)> = notes
+        .errors
+        .iter()
+        .map(|(kind, count)| (*kind, *count))
+        .collect();
     errors.sort_unstable();
     GroupNumbers {
         write_stall_seconds: engine.stall_ns as f64 / 1e9,

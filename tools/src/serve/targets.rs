@@ -12,9 +12,7 @@ use afterimage_proxy::ship::sink::Sink;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::ship::task::ShipTask;
 use afterimage_proxy::tls::{EndpointFiles, TlsError, client_config, server_config};
-use afterimage_replica::receive::direct::DirectSink;
-use afterimage_replica::receive::server::{Server, ServerLimits};
-use afterimage_replica::receive::{NowNs, Receiver};
+use afterimage_replica::receive::{DirectSink, NowNs, Receiver, Server, ServerLimits};
 use afterimage_replica::repository::{Repository, RepositoryError};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -98,7 +96,8 @@ impl Receivers {
         let own = config.group(group).into_iter().flat_map(|group| &group.to);
         let own = own.map(|sink| &sink.url);
         let replica = config.replica.as_ref().map(|r| r.repository.get_ref());
-        own.chain(replica).find_map(|url| self.0.get(&url.to_string()))
+        own.chain(replica)
+            .find_map(|url| self.0.get(&url.to_string()))
     }
 
     /// The receiver of the replica's repository.
@@ -113,7 +112,10 @@ impl Receivers {
         if let Some(receiver) = self.0.get(&url) {
             return Ok(Arc::new(DirectSink::new(&url, receiver.clone(), clock())));
         }
-        let tls = sink.tls.as_ref().ok_or_else(|| RemoteUrlError::Form(url.clone()))?;
+        let tls = sink
+            .tls
+            .as_ref()
+            .ok_or_else(|| RemoteUrlError::Form(url.clone()))?;
         let files = EndpointFiles {
             cert: tls.cert.clone(),
             key: tls.key.clone(),
@@ -122,7 +124,11 @@ impl Receivers {
             url: url.clone(),
             source,
         })?;
-        Ok(Arc::new(RemoteSink::new(&url, tls, RemoteTimes::default())?))
+        Ok(Arc::new(RemoteSink::new(
+            &url,
+            tls,
+            RemoteTimes::default(),
+        )?))
     }
 }
 
@@ -130,7 +136,10 @@ impl Receivers {
 ///
 /// # Errors
 /// Names the one that cannot be.
-pub fn sinks(receivers: &Receivers, group: &GroupConfig) -> Result<Vec<Arc<dyn Sink>>, TargetError> {
+pub fn sinks(
+    receivers: &Receivers,
+    group: &GroupConfig,
+) -> Result<Vec<Arc<dyn Sink>>, TargetError> {
     group.to.iter().map(|sink| receivers.sink(sink)).collect()
 }
 

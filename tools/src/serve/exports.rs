@@ -140,7 +140,7 @@ impl Attach for Served {
             tls: connection.tls.map(|tls| *tls),
             negotiated: connection.negotiated,
             peer: connection.peer.address.to_string(),
-            slot: Some(connection.slot),
+            slot: connection.slot,
         };
         if group.handle.attach(attachment).is_err() {
             tracing::info!("a client's group ended during its handshake");

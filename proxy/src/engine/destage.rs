@@ -236,11 +236,8 @@ impl<S: Storage> Engine<S> {
             let lsn = self.destage.cursor;
             let record = *self.ring.record(lsn);
             match record.op {
-                Op::Write => {
-                    if !self.choose_blocks(lsn, &record) {
-                        break;
-                    }
-                }
+                Op::Write if !self.choose_blocks(lsn, &record) => break,
+                Op::Write => {}
                 Op::Zero | Op::Trim => {
                     if !self.destage.chosen.is_empty() || !self.destage.is_quiet() {
                         break;

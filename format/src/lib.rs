@@ -11,6 +11,8 @@ pub mod checksum;
 pub mod claim;
 pub mod cursor;
 pub mod frame;
+#[cfg(test)]
+mod golden;
 pub mod ids;
 pub mod manifest;
 pub mod names;

@@ -217,3 +217,7 @@ fn closes_segment(op: Op) -> bool {
             | Op::Rewind
     )
 }
+
+#[cfg(test)]
+#[path = "cutter_tests.rs"]
+mod tests;

@@ -2,7 +2,9 @@
 
 mod flow;
 mod group;
+mod log_file;
 mod replica;
+mod tls;
 mod trouble;
 
 use super::port::GroupPort;

@@ -7,14 +7,14 @@ use crate::ship::source::Record;
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Epoch, LogId, Lsn};
 use afterimage_format::op::Op;
-use afterimage_format::segment::{PassEndBody, SegmentIndex, SegmentKind, verify};
+use afterimage_format::segment::{PassEndBody, SegmentIndex, SegmentKind, SinkId, verify};
 use afterimage_format::wire::{
     Ack, ActivePass, Cursor, ErrorCode, Hello, HelloReply, Message, RemoteError, Resume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// (disk, block) → (LSN, content).
 type Blocks = BTreeMap<(u16, u64), (Lsn, Vec<u8>)>;
@@ -31,13 +31,19 @@ pub(super) struct Replica {
     pub(super) gaps: Vec<Lsn>,
     pub(super) log_segments: u64,
     pub(super) pass_segments: u64,
+    /// The sink's URL at the group, if it is not the usual one.
+    pub(super) url: Option<String>,
     /// Refuses the end of the next pass.
     pub(super) loses_pass_blocks: bool,
 }
 
+/// Any connection.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 /// One connection with the group.
 pub(super) struct Peer {
-    pub(super) stream: DuplexStream,
+    stream: Box<dyn Stream>,
     segments: u64,
 }
 
@@ -49,9 +55,9 @@ fn refuse(code: ErrorCode, text: impl Into<String>) -> RemoteError {
 }
 
 impl Peer {
-    pub(super) fn new(stream: DuplexStream) -> Self {
+    pub(super) fn new(stream: impl Stream + 'static) -> Self {
         Self {
-            stream,
+            stream: Box::new(stream),
             segments: 0,
         }
     }
@@ -199,8 +205,8 @@ impl Replica {
         for record in records(index, bytes) {
             let meta = &record.meta;
             if meta.op == Op::PassBegin && meta.lsn == header.pass {
-                let id = afterimage_format::segment::SinkId::of_url(super::URL);
-                assert!(is_base_of(&record, id));
+                let url = self.url.as_deref().unwrap_or(super::URL);
+                assert!(is_base_of(&record, SinkId::of_url(url)));
             }
             if meta.op == Op::PassEnd {
                 self.end_pass(&record)?;

@@ -14,3 +14,6 @@ pub mod receive;
 pub mod repository;
 pub mod restore;
 pub mod verify;
+
+#[cfg(test)]
+mod testing;

@@ -54,8 +54,9 @@ pub struct Base {
     pub begin_wall_ns: u64,
     /// Whether records before it are missing for good.
     pub after_gap: bool,
-    /// `PassBegin` of the base after this one.
-    pub end: Option<Lsn>,
+    /// Last record of it that came, once the base after it has begun. With a gap between them this
+    /// is not the record before that begin: what the gap swallowed is no point.
+    pub last: Option<Lsn>,
     /// Named points, in order.
     pub checkpoints: Vec<Checkpoint>,
     /// Clock at the first readable record.
@@ -74,7 +75,7 @@ impl Base {
             begin,
             begin_wall_ns,
             after_gap,
-            end: None,
+            last: None,
             checkpoints: Vec::new(),
             readable_wall_ns: 0,
             last_wall_ns: begin_wall_ns,
@@ -95,7 +96,7 @@ impl Base {
         let State::Complete(first) = self.state else {
             return None;
         };
-        let last = self.end.map_or(cursor, |end| Lsn(end.0 - 1));
+        let last = self.last.unwrap_or(cursor);
         (first <= last).then_some((first, last))
     }
 
@@ -129,9 +130,9 @@ impl Base {
         }
     }
 
-    /// Another base takes over at `end`.
-    pub(super) fn close(&mut self, end: Lsn) {
-        self.end = Some(end);
+    /// Another base takes over; `last` is the last record that came before it.
+    pub(super) fn close(&mut self, last: Lsn) {
+        self.last = Some(last);
         if matches!(self.state, State::Active(_)) {
             self.state = State::Abandoned;
         }

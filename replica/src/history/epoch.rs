@@ -271,7 +271,11 @@ impl Epoch {
             if record.op == Op::PassBegin && record.lsn == header.pass {
                 if let Some(base) = self.bases.last_mut() {
                     base.index.add_part(ordinal, segment, from, at);
-                    base.close(record.lsn);
+                    base.close(if at == 0 {
+                        self.cursor.lsn
+                    } else {
+                        Lsn(record.lsn.0 - 1)
+                    });
                 }
                 from = at;
                 let cursor = self.cursor.lsn;

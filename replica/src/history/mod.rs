@@ -12,9 +12,6 @@ mod epoch;
 mod error;
 mod events;
 
-#[cfg(test)]
-mod tests;
-
 use afterimage_format::ids::{Epoch as EpochNumber, Lsn};
 use afterimage_format::manifest::Manifest;
 

@@ -12,9 +12,6 @@ mod extent;
 mod lookup;
 mod run;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use afterimage_format::ids::{DiskIndex, Lsn};

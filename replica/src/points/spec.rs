@@ -122,8 +122,10 @@ fn parse_duration(text: &str) -> Option<i128> {
 
 fn parse_local(text: &str, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
     let here: Zoned = now.to_zoned(zone.clone());
-    if let Ok(time) = text.parse::<civil::Time>()
-        && text.contains(':')
+    // A date has dashes; without them it is a time of day.
+    if text.contains(':')
+        && !text.contains('-')
+        && let Ok(time) = text.parse::<civil::Time>()
     {
         let today = here.date().to_datetime(time).to_zoned(zone.clone()).ok()?;
         if today.timestamp() <= now {

@@ -201,6 +201,25 @@ impl Repository {
         }
     }
 
+    /// Damages an object.
+    #[cfg(test)]
+    pub(crate) async fn overwrite_for_tests(
+        &self,
+        key: &str,
+        bytes: Bytes,
+    ) -> Result<(), object_store::Error> {
+        self.store
+            .put(&Path::from(key), PutPayload::from(bytes))
+            .await
+            .map(|_| ())
+    }
+
+    /// Removes an object.
+    #[cfg(test)]
+    pub(crate) async fn delete_for_tests(&self, key: &str) -> Result<(), object_store::Error> {
+        self.store.delete(&Path::from(key)).await
+    }
+
     /// After a create that synced its own folder: the folders above it, once per process.
     async fn settle(&self, key: &str) -> Result<(), RepositoryError> {
         match &self.directories {

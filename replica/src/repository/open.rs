@@ -116,15 +116,6 @@ impl Repository {
             }),
         }
     }
-
-    /// Refuses a store that does not create atomically. Part of [`Repository::open`] for buckets.
-    ///
-    /// # Errors
-    /// [`RepositoryError::NoCreateIfAbsent`], or the store failed.
-    #[cfg(test)]
-    pub(super) async fn probe_for_tests(&self) -> Result<(), RepositoryError> {
-        self.probe().await
-    }
 }
 
 /// The folder that a URL of kind `file:` names.
@@ -175,6 +166,9 @@ fn create_durably(folder: &FsPath) -> io::Result<()> {
             _ => {}
         }
         sync_folder(parent)?;
+    }
+    if !folder.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
     }
     sync_folder(folder)
 }

@@ -11,7 +11,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use afterimage_format::ids::GroupId;
+use afterimage_format::ids::{Epoch, GroupId};
 use afterimage_format::manifest::{EpochEntry, Manifest, Terminator, is_terminator};
 use bytes::Bytes;
 
@@ -72,6 +72,7 @@ pub async fn verify(
             let is_last = at + 1 == entries.len();
             check.epoch(id, &mut history, at, entry, is_last).await?;
         }
+        check.epochs_without_manifest(id, &history).await?;
         checkpoints = crate::points::PointList::of(&history).checkpoints.len() as u64;
     }
     let (read, problems) = (check.read, check.problems);
@@ -186,6 +187,26 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
             }
         }
         Ok(history)
+    }
+
+    /// Segments of an epoch that no manifest knows prove that a manifest is lost: the epoch's
+    /// first segment comes after it.
+    async fn epochs_without_manifest(
+        &mut self,
+        id: GroupId,
+        history: &History,
+    ) -> Result<(), GroupError> {
+        let folder = format!("{}/segments", keys::group(id));
+        for name in self.repository.names_below(&folder).await? {
+            let known = name
+                .parse()
+                .is_ok_and(|number| history.epoch(Epoch(number)).is_some());
+            if !known {
+                let key = keys::manifest(id, history.manifest.number + 1);
+                self.problems.push(Problem::missing(&key));
+            }
+        }
+        Ok(())
     }
 
     async fn epoch(

@@ -1,0 +1,245 @@
+//! What must be refused, and that nothing of it is stored.
+
+use afterimage_format::chain::RecordChain;
+use afterimage_format::ids::{GroupId, Lsn};
+use afterimage_format::manifest::NameBinding;
+use afterimage_format::op::Op;
+use afterimage_format::segment::SegmentKind;
+use bytes::Bytes;
+use futures::executor::block_on;
+
+use super::super::{IngestError, Peer, Receiver, Verified};
+use super::{base, compare};
+use crate::history::Refusal;
+use crate::repository::{Repository, keys};
+use crate::testing::primary::{BLOCKS, Primary};
+
+#[test]
+fn every_flipped_byte_is_noticed() {
+    let mut primary = Primary::new(1);
+    primary.epoch = afterimage_format::ids::Epoch(1);
+    primary.write(0, 0, 3);
+    primary.checkpoint("x");
+    let good = primary.segment(1, 2);
+    Verified::check(good.clone()).expect("good");
+    let step = (good.len() / 997).max(1);
+    for at in (0..good.len())
+        .step_by(step)
+        .chain(0..256)
+        .chain(good.len() - 600..good.len())
+    {
+        let mut bad = good.to_vec();
+        bad[at] ^= 0x10;
+        let checked = Verified::check(Bytes::from(bad));
+        assert!(matches!(checked, Err(IngestError::Segment(_))), "byte {at}");
+    }
+    for len in (0..good.len()).step_by(step) {
+        assert!(Verified::check(good.slice(..len)).is_err(), "{len} bytes");
+    }
+    let mut longer = good.to_vec();
+    longer.push(0);
+    assert!(Verified::check(longer.into()).is_err());
+}
+
+#[test]
+fn gaps_must_be_declared_and_begin_with_a_pass() {
+    let repository = Repository::in_memory();
+    let receiver = Receiver::new(repository.clone());
+    block_on(async {
+        let (mut primary, mut session) = base(&receiver, 1).await;
+        let before = primary.last();
+        primary.write(0, 0, 1);
+        let lost = primary.write(0, 1, 1);
+        let gap = session.give(primary.segment(lost, lost)).await;
+        let expected = Refusal::Gap {
+            first: Lsn(lost),
+            cursor: Lsn(before),
+        };
+        assert!(matches!(gap, Err(IngestError::Refused(refusal)) if refusal == expected));
+        // Declared, yet without a pass.
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        let mut liar = primary.clone();
+        liar.gap_at = Some(lost);
+        let built = liar.try_segment(lost, lost);
+        if let Some(bytes) = built {
+            let refused = session.give(bytes).await;
+            assert!(refused.is_err(), "{refused:?}");
+        }
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        let begin = primary.pass_begin(true);
+        session
+            .give(primary.segment(begin, begin))
+            .await
+            .expect("declared");
+        // Earlier points stay, and the gap is shown.
+        let list = crate::points::PointList::of(&session.group().history());
+        assert_eq!(list.gaps.len(), 1);
+        assert_eq!(list.gaps[0].cause, crate::points::GapCause::RecordsMissing);
+        assert_eq!(list.gaps[0].before, None);
+        assert_eq!(list.ranges[0].last_lsn, before);
+        assert!(compare(&repository, &primary) >= 1);
+    });
+}
+
+#[test]
+fn the_same_identity_with_other_content_is_kept_and_alarmed() {
+    let repository = Repository::in_memory();
+    let receiver = Receiver::new(repository.clone());
+    block_on(async {
+        let (primary, mut session) = base(&receiver, 1).await;
+        let last = primary.last();
+        // A twin that went another way: at the end, before the end, and beyond it.
+        for (from, to) in [(last, last), (last - 1, last - 1), (last - 1, last + 1)] {
+            let mut twin = primary.clone();
+            let _ = twin.records.split_off(&(last - 1));
+            while twin.last() < last + 1 {
+                twin.write(1, 3, 1);
+            }
+            let refused = session.give(twin.segment(from, to)).await;
+            assert!(
+                matches!(refused, Err(IngestError::Refused(Refusal::Diverged { .. }))),
+                "{from}..{to}: {refused:?}"
+            );
+            (session, _) = primary.clone().connect(&receiver).await.expect("a session");
+        }
+        let status = session.group().status();
+        assert_eq!(status.diverged, 3);
+        assert!(status.alarm.is_some_and(|alarm| alarm.contains("kept as")));
+        let folder = format!("{}/conflicts", keys::group(primary.group));
+        assert_eq!(
+            repository.names_below(&folder).await.expect("listed").len(),
+            3
+        );
+        assert!(compare(&repository, &primary) >= 1);
+    });
+}
+
+#[test]
+fn records_beyond_the_disk_are_refused() {
+    let receiver = Receiver::new(Repository::in_memory());
+    block_on(async {
+        for (disk, first, count) in [(0, BLOCKS as u64, 1), (0, BLOCKS as u64 - 1, 2), (7, 0, 1)] {
+            let (mut primary, mut session) = base(&receiver, 1).await;
+            let lsn = primary.append(disk, Op::Trim, first, count, Vec::new());
+            let refused = session.give(primary.segment(lsn, lsn)).await;
+            assert!(
+                matches!(
+                    refused,
+                    Err(IngestError::Refused(Refusal::OutOfDisk { .. }))
+                ),
+                "{refused:?}"
+            );
+            return;
+        }
+    });
+}
+
+#[test]
+fn segments_of_others_are_refused() {
+    let receiver = Receiver::new(Repository::in_memory());
+    block_on(async {
+        let (mut primary, mut session) = base(&receiver, 1).await;
+        let lsn = primary.write(0, 0, 1);
+        let mut other = primary.clone();
+        other.group = GroupId::from_bytes([9; 16]);
+        let refused = session.give(other.segment(lsn, lsn)).await;
+        assert!(matches!(
+            refused,
+            Err(IngestError::Refused(Refusal::Foreign { .. }))
+        ));
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        let (bytes, _) = primary.pass_segment(1, RecordChain::BASE, &[(0, 0, 1, lsn)]);
+        let refused = session.give(bytes).await;
+        assert!(matches!(
+            refused,
+            Err(IngestError::Refused(Refusal::NoSuchPass { .. }))
+        ));
+        assert_eq!(primary.spec(SegmentKind::Pass).pass, Lsn::ZERO);
+    });
+}
+
+#[test]
+fn name_and_uuid_are_bound_to_each_other() {
+    let repository = Repository::in_memory();
+    let receiver = Receiver::new(repository.clone());
+    block_on(async {
+        let (primary, _session) = base(&receiver, 1).await;
+        // A permitted name with another UUID, in this process and in a new one.
+        let mut thief = Primary::new(2);
+        thief.name.clone_from(&primary.name);
+        for receiver in [&receiver, &Receiver::new(repository.clone())] {
+            let refused = receiver.hello(&thief.hello(), &Peer::Direct, 1).await;
+            assert!(
+                matches!(refused, Err(IngestError::Identity { .. })),
+                "{refused:?}"
+            );
+        }
+        let manifest = keys::manifest(thief.group, keys::FIRST);
+        assert!(
+            repository.get(&manifest).await.is_err(),
+            "nothing was created"
+        );
+        // The UUID under another name.
+        let mut renamed = primary.clone();
+        renamed.name = "other".into();
+        for receiver in [&receiver, &Receiver::new(repository.clone())] {
+            let refused = receiver.hello(&renamed.hello(), &Peer::Direct, 1).await;
+            assert!(
+                matches!(refused, Err(IngestError::Renamed { .. })),
+                "{refused:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn names_never_leave_the_repository() {
+    let receiver = Receiver::new(Repository::in_memory());
+    for name in ["../x", "a/b", "a\0b", "", ".hidden", "-rf", "..", "a\nb"] {
+        let mut primary = Primary::new(1);
+        primary.name = name.into();
+        let refused = block_on(receiver.hello(&primary.hello(), &Peer::Direct, 1));
+        assert!(refused.is_err(), "{name:?}");
+        assert!(keys::name(name).is_err(), "{name:?}");
+        if name == "a/b" {
+            continue;
+        }
+        let raw = format!("names/{name}");
+        assert!(block_on(receiver.repository().get(&raw)).is_err_and(|e| !e.is_not_found()));
+    }
+    let binding = NameBinding {
+        group: GroupId::from_bytes([1; 16]),
+        name: "../x".into(),
+        peer: String::new(),
+        created_ns: 0,
+    };
+    assert!(NameBinding::decode(&binding.encode()).is_err());
+}
+
+#[test]
+fn disks_keep_their_place_and_never_shrink() {
+    let receiver = Receiver::new(Repository::in_memory());
+    block_on(async {
+        let (primary, _session) = base(&receiver, 1).await;
+        let mut hello = primary.hello();
+        hello.disks[1].size_bytes -= 4096;
+        let refused = receiver.hello(&hello, &Peer::Direct, 1).await;
+        assert!(
+            matches!(refused, Err(IngestError::Disks { place: 1, .. })),
+            "{refused:?}"
+        );
+        hello = primary.hello();
+        hello.disks.swap(0, 1);
+        let refused = receiver.hello(&hello, &Peer::Direct, 1).await;
+        assert!(
+            matches!(refused, Err(IngestError::Disks { place: 0, .. })),
+            "{refused:?}"
+        );
+        hello = primary.hello();
+        hello.disks[1].size_bytes += 4096;
+        receiver
+            .hello(&hello, &Peer::Direct, 1)
+            .await
+            .expect("a disk may grow");
+    });
+}

@@ -1,0 +1,4 @@
+//! What the tests of this crate share: a primary without disks, and stores that fail.
+
+pub(crate) mod faults;
+pub(crate) mod primary;

@@ -1,6 +1,6 @@
 //! What a check reports: the object, where in it, what is wrong, what to do.
 
-use afterimage_format::segment::{FOOTER_BYTES, SegmentError, SegmentIndex};
+use afterimage_format::segment::{FOOTER_BYTES, Footer, SegmentError, SegmentHeader, SegmentIndex};
 
 use crate::group::GroupError;
 
@@ -65,35 +65,25 @@ impl Problem {
     /// A damaged segment: the offset of the part that does not match its checksum.
     pub(super) fn segment(key: &str, bytes: &[u8], error: &SegmentError) -> Self {
         let mut problem = Self::other(key, &error.to_string());
-        let footer = (bytes.len() as u64).saturating_sub(FOOTER_BYTES as u64);
-        problem.offset = Some(match (SegmentIndex::of_segment(bytes), error) {
-            // The index is whole, so the damage is in the data: the first chunk that shows it.
-            (Ok(index), _) => index
-                .chunks
-                .iter()
-                .zip(0u32..)
-                .find(|(chunk, number)| {
-                    let range = chunk.range();
-                    let stored = bytes.get(range.start as usize..range.end as usize);
-                    stored.is_none_or(|stored| chunk.decode(*number, stored).is_err())
-                })
-                .map_or(index.footer.index_offset, |(chunk, _)| chunk.offset),
-            (
-                Err(SegmentError::Checksum {
-                    part: "segment header",
-                }),
-                _,
-            ) => 0,
-            (
-                Err(SegmentError::Checksum {
-                    part: "segment index",
-                }),
-                _,
-            ) => afterimage_format::segment::Footer::decode(bytes)
-                .map_or(footer, |footer| footer.index_offset),
-            (Err(SegmentError::Magic { part }), _) if part.contains("header") => 0,
-            (Err(_), _) => footer,
-        });
+        problem.offset = Some(damage_offset(bytes));
         problem
     }
+}
+
+fn damage_offset(bytes: &[u8]) -> u64 {
+    if SegmentHeader::decode(bytes).is_err() {
+        return 0;
+    }
+    let footer = (bytes.len() as u64).saturating_sub(FOOTER_BYTES as u64);
+    let Ok(index) = SegmentIndex::of_segment(bytes) else {
+        return Footer::decode(bytes).map_or(footer, |footer| footer.index_offset);
+    };
+    // The index is whole, so the damage is in the data: the first chunk that shows it.
+    let mut chunks = index.chunks.iter().zip(0u32..);
+    let damaged = chunks.find(|(chunk, number)| {
+        let range = chunk.range();
+        let stored = bytes.get(range.start as usize..range.end as usize);
+        stored.is_none_or(|stored| chunk.decode(*number, stored).is_err())
+    });
+    damaged.map_or(index.footer.index_offset, |(chunk, _)| chunk.offset)
 }

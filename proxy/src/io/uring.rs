@@ -24,10 +24,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Entries of the submission queue; the completion queue has four times as many.
-const SUBMISSION_ENTRIES: u32 = 1024;
-/// Operations in the kernel at once. More wait in the backlog, so completions never overflow.
-const IN_KERNEL_MAX: usize = 4096;
+/// Entries of the submission queue, and what to fall back to where RLIMIT_MEMLOCK (to which the
+/// kernel counts rings of users without privileges) leaves no room. The completion queue has four
+/// times as many.
+const SUBMISSION_ENTRIES: [u32; 3] = [1024, 256, 64];
 
 /// Why there is no io_uring.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +92,8 @@ struct Core {
     /// Entries not yet in the submission queue.
     backlog: VecDeque<squeue::Entry>,
     in_kernel: usize,
+    /// Entries of the completion queue. More operations wait in the backlog, so it never overflows.
+    in_kernel_max: usize,
     clients: Slab<Client>,
     socket_ready: Vec<SocketCompletion>,
     reaped: Vec<(u64, i32)>,
@@ -130,6 +132,7 @@ impl Uring {
         })?;
         Ok(Self {
             core: Rc::new(RefCell::new(Core {
+                in_kernel_max: ring.params().cq_entries() as usize,
                 ring,
                 slots: Slab::with_capacity(1024),
                 backlog: VecDeque::new(),
@@ -280,13 +283,21 @@ impl Uring {
 }
 
 fn build_ring() -> io::Result<IoUring> {
+    let mut last = io::Error::from_raw_os_error(libc::ENOMEM);
+    for entries in SUBMISSION_ENTRIES {
+        match build_ring_with(entries) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => last = error,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+fn build_ring_with(entries: u32) -> io::Result<IoUring> {
     let mut last = None;
     for flavour in 0..3 {
         let mut builder = IoUring::builder();
-        builder
-            .setup_clamp()
-            .setup_cqsize(SUBMISSION_ENTRIES * 4)
-            .dontfork();
+        builder.setup_clamp().setup_cqsize(entries * 4).dontfork();
         match flavour {
             0 => {
                 builder
@@ -303,7 +314,7 @@ fn build_ring() -> io::Result<IoUring> {
             }
             _ => {}
         }
-        match builder.build(SUBMISSION_ENTRIES) {
+        match builder.build(entries) {
             Ok(ring) => {
                 // Saves the look-up of the descriptor at each enter (5.18); fine without.
                 let _ = ring.submitter().register_ring_fd();
@@ -337,7 +348,7 @@ impl Core {
             return;
         }
         let mut queue = self.ring.submission();
-        while self.in_kernel < IN_KERNEL_MAX && !queue.is_full() {
+        while self.in_kernel < self.in_kernel_max && !queue.is_full() {
             let Some(entry) = self.backlog.pop_front() else {
                 break;
             };
@@ -355,7 +366,7 @@ impl Core {
         let mut total = self.reap();
         loop {
             self.fill_submission_queue();
-            let more = !self.backlog.is_empty() && self.in_kernel < IN_KERNEL_MAX;
+            let more = !self.backlog.is_empty() && self.in_kernel < self.in_kernel_max;
             let blocking = if more || total > 0 { Wait::No } else { wait };
             self.call(blocking)?;
             total += self.reap();

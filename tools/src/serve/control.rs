@@ -16,7 +16,7 @@ use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
 use crate::api::types::{
-    CheckpointDone, Detached, ExportInfo, GroupStatus, PointList, ReceivedStatus, StatusReport,
+    CheckpointDone, Detached, ExportInfo, PointList, ReceivedStatus, StatusReport,
 };
 use crate::api::{Answer, ApiError, Control};
 use crate::cli::values::Point;
@@ -29,7 +29,7 @@ use crate::metrics::{self, Snapshot};
 const IMAGE_CACHE_BYTES: usize = 256 << 20;
 
 /// The daemon behind the API.
-pub struct Daemon {
+pub(super) struct Daemon {
     config: Arc<Config>,
     served: Arc<Served>,
     receivers: Receivers,
@@ -41,7 +41,7 @@ pub struct Daemon {
 impl Daemon {
     /// A daemon over these parts.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         config: Arc<Config>,
         served: Arc<Served>,
         receivers: Receivers,
@@ -264,19 +264,5 @@ impl Control for Daemon {
 
     fn metrics(&self) -> Answer<'_, String> {
         Box::pin(self.scrape())
-    }
-}
-
-/// A group that has no engine.
-impl GroupStatus {
-    /// Only what is known without one.
-    #[must_use]
-    pub fn without_engine(name: &str, state: &str, reason: Option<String>) -> Self {
-        Self {
-            name: name.to_owned(),
-            state: state.to_owned(),
-            reason,
-            ..Self::default()
-        }
     }
 }

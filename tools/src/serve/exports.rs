@@ -15,37 +15,37 @@ use super::images::Images;
 
 /// The exports of this daemon.
 #[derive(Debug, Default)]
-pub struct Served {
+pub(super) struct Served {
     groups: RwLock<BTreeMap<String, Arc<Running>>>,
     /// Images.
-    pub images: Images,
+    pub(super) images: Images,
     stopping: AtomicBool,
 }
 
 impl Served {
     /// Adds a running group.
-    pub fn add(&self, group: Arc<Running>) {
+    pub(super) fn add(&self, group: Arc<Running>) {
         let name = group.config.name.clone();
         self.write().insert(name, group);
     }
 
     /// Takes a group out; its clients are not served any more.
-    pub fn remove(&self, name: &str) -> Option<Arc<Running>> {
+    pub(super) fn remove(&self, name: &str) -> Option<Arc<Running>> {
         self.write().remove(name)
     }
 
     /// A running group.
-    pub fn group(&self, name: &str) -> Option<Arc<Running>> {
+    pub(super) fn group(&self, name: &str) -> Option<Arc<Running>> {
         self.read().get(name).cloned()
     }
 
     /// All running groups.
-    pub fn groups(&self) -> Vec<Arc<Running>> {
+    pub(super) fn groups(&self) -> Vec<Arc<Running>> {
         self.read().values().cloned().collect()
     }
 
     /// No more clients.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 

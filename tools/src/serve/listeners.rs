@@ -20,7 +20,7 @@ use crate::config::units;
 
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenersError {
+pub(super) enum ListenersError {
     /// Its address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -49,14 +49,14 @@ pub enum ListenersError {
 
 /// Sockets by address, as systemd passed them.
 #[derive(Debug, Default)]
-pub struct Passed(HashMap<String, OwnedFd>);
+pub(super) struct Passed(HashMap<String, OwnedFd>);
 
 impl Passed {
     /// Takes what is there; for the first thread, at its start.
     ///
     /// # Errors
     /// A descriptor that is no listening socket.
-    pub fn take() -> Result<Self, ListenersError> {
+    pub(super) fn take() -> Result<Self, ListenersError> {
         let mut passed = ListenFd::from_env();
         let mut sockets = HashMap::new();
         for index in 0..passed.len() {
@@ -88,7 +88,7 @@ fn tcp_address(listener: &TcpListener) -> Result<String, ListenersError> {
 ///
 /// # Errors
 /// Names the address.
-pub fn bind(config: &Config, passed: Passed) -> Result<Vec<Listener>, ListenersError> {
+pub(super) fn bind(config: &Config, passed: Passed) -> Result<Vec<Listener>, ListenersError> {
     let Passed(mut passed) = passed;
     let mut listeners = Vec::new();
     for configured in &config.listeners {
@@ -158,7 +158,7 @@ fn policy(tls: &ServerTls) -> Result<TlsPolicy, TlsError> {
 
 /// Certificate and key of a server.
 #[must_use]
-pub fn endpoint(tls: &ServerTls) -> EndpointFiles {
+pub(super) fn endpoint(tls: &ServerTls) -> EndpointFiles {
     EndpointFiles {
         cert: tls.cert.clone(),
         key: tls.key.clone(),

@@ -354,8 +354,8 @@ fn existing_log(
     let any_claim = claimed.iter().any(|disk| disk.claim.is_some());
     let never_started = superblock.incarnation == 0;
     // Without any claim, only the operator can know that log and disks belong together.
-    let trusted = accepted.edited_backing && !any_claim;
-    if !any_ours && !trusted && !(never_started && !any_claim) {
+    let trusted = !any_claim && (accepted.edited_backing || never_started);
+    if !any_ours && !trusted {
         return Err(OpenGroupError::LogOfAnotherGroup {
             path: path.clone(),
             group: superblock.group,

@@ -18,12 +18,17 @@ const BLOCK: u64 = 4096;
 
 /// A group without an engine.
 #[must_use]
-pub fn stopped(name: &str, state: &str, reason: Option<String>) -> GroupStatus {
-    GroupStatus::without_engine(name, state, reason)
+pub(super) fn stopped(name: &str, state: &str, reason: Option<String>) -> GroupStatus {
+    GroupStatus {
+        name: name.to_owned(),
+        state: state.to_owned(),
+        reason,
+        ..GroupStatus::default()
+    }
 }
 
 /// A running group.
-pub async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
+pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let Ok(snapshot) = group.handle.snapshot().await else {
         let gone = stopped(
             &group.config.name,
@@ -193,7 +198,7 @@ fn numbers(notes: &Notes, engine: &EngineStatus) -> GroupNumbers {
 
 /// A received group.
 #[must_use]
-pub fn received(name: &str, group: &Group) -> ReceivedStatus {
+pub(super) fn received(name: &str, group: &Group) -> ReceivedStatus {
     let status = group.status();
     let (epoch, lsn) = {
         let history = group.history();

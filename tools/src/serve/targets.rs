@@ -28,7 +28,7 @@ use crate::config::{Config, GroupConfig, SinkConfig};
 
 /// Why a target or the replica cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum TargetError {
+pub(super) enum TargetError {
     /// A repository.
     #[error("repository {url}: {source}")]
     Repository {
@@ -63,14 +63,14 @@ pub enum TargetError {
 
 /// The receivers of this process, by URL.
 #[derive(Debug, Default)]
-pub struct Receivers(HashMap<String, Receiver>);
+pub(super) struct Receivers(HashMap<String, Receiver>);
 
 impl Receivers {
     /// Opens every repository that the configuration names.
     ///
     /// # Errors
     /// Names the repository.
-    pub async fn open(config: &Config) -> Result<Self, TargetError> {
+    pub(super) async fn open(config: &Config) -> Result<Self, TargetError> {
         let mut receivers = HashMap::new();
         let sinks = config.groups.iter().flat_map(|group| &group.to);
         let replica = config.replica.as_ref().map(|r| r.repository.get_ref());
@@ -91,7 +91,7 @@ impl Receivers {
 
     /// The receiver of the repository that images come from.
     #[must_use]
-    pub fn for_images(&self, config: &Config, group: &str) -> Option<&Receiver> {
+    pub(super) fn for_images(&self, config: &Config, group: &str) -> Option<&Receiver> {
         // A group of this site: its own repository. Else what others ship here.
         let own = config.group(group).into_iter().flat_map(|group| &group.to);
         let own = own.map(|sink| &sink.url);
@@ -102,7 +102,7 @@ impl Receivers {
 
     /// The receiver of the replica's repository.
     #[must_use]
-    pub fn of_replica(&self, config: &Config) -> Option<&Receiver> {
+    pub(super) fn of_replica(&self, config: &Config) -> Option<&Receiver> {
         let url = config.replica.as_ref()?.repository.get_ref().to_string();
         self.0.get(&url)
     }
@@ -136,7 +136,7 @@ impl Receivers {
 ///
 /// # Errors
 /// Names the one that cannot be.
-pub fn sinks(
+pub(super) fn sinks(
     receivers: &Receivers,
     group: &GroupConfig,
 ) -> Result<Vec<Arc<dyn Sink>>, TargetError> {
@@ -147,7 +147,7 @@ pub fn sinks(
 ///
 /// # Errors
 /// It cannot be one.
-pub fn schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
+pub(super) fn schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
     let Some(wanted) = &group.config.checkpoint else {
         return Ok(None);
     };
@@ -160,7 +160,7 @@ pub fn schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
 }
 
 /// Begins shipping: one task for each sink.
-pub fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
+pub(super) fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
     for (number, sink) in sinks.into_iter().enumerate() {
         let status = StatusCell::new(sink.url());
         group.targets.push(TargetTask {
@@ -188,7 +188,7 @@ pub fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
 ///
 /// # Errors
 /// Names the address or the file.
-pub async fn listen(
+pub(super) async fn listen(
     replica: &Replica,
     receiver: Receiver,
     stop: CancellationToken,

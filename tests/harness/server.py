@@ -65,7 +65,7 @@ class Afterimage:
         self._own_ring_dir = ring_dir is None
         self.ring_dir = Path(ring_dir or tempfile.mkdtemp(prefix="afterimage-rings-", dir="/dev/shm"))
         self.metrics_port = free_port()
-        self.child = None
+        self.child = self._notify = None
         self.log, self.ring, self.to = log, ring, to
         self.ship_interval, self.group_lines, self.lines = ship_interval, group_lines, lines
         self.nbd_listen, self.replica, self.ring_budget = nbd_listen, replica, ring_budget
@@ -139,38 +139,43 @@ class Afterimage:
         """End the server, however it is, and remove its rings."""
         if self.child is not None:
             self.child.kill()
+        if self._notify is not None:
+            self._notify.close()
         if self._own_ring_dir:
             shutil.rmtree(self.ring_dir, ignore_errors=True)
 
     def spawn(self):
-        """Start the process without waiting for it to be ready; returns the notify socket."""
+        """Start the process without waiting for it to be ready."""
+        if self._notify is not None:
+            self._notify.close()
         notify_path = self.folder / "notify.sock"
         notify_path.unlink(missing_ok=True)
-        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        notify.bind(str(notify_path))
-        notify.setblocking(False)
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.bind(str(notify_path))
+        self._notify.setblocking(False)
         environment = {**os.environ, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
         self.child = Child(
             [binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment
         )
-        return notify
 
     def start(self):
         """Start the process and wait until it has recovered and says that it is ready."""
-        with self.spawn() as notify:
-            def ready():
-                if not self.child.running():
-                    raise CheckFailed(f"serve ended with {self.child.wait()}:\n{self.child.log_tail()}")
-                try:
-                    return b"READY=1" in notify.recv(4096)
-                except BlockingIOError:
-                    return False
-            wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
+        self.spawn()
+
+        def ready():
+            if not self.child.running():
+                raise CheckFailed(f"serve ended with {self.child.wait()}:\n{self.child.log_tail()}")
+            try:
+                return b"READY=1" in self._notify.recv(4096)
+            except BlockingIOError:
+                return False
+
+        wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
         return self
 
     def start_refused(self):
         """Start a server that must refuse; returns what it printed. Exit code 1 or 2."""
-        self.spawn().close()
+        self.spawn()
         code = self.child.wait(READY_PATIENCE_SECONDS)
         expect(code in (1, 2), f"serve was to refuse with 1 or 2, it ended with {code}:\n{self.child.log_tail()}")
         return self.child.log()

@@ -43,6 +43,7 @@ with scratch() as folder:
 
         client = certificates.client("vm1")
         with primary(folder, certificates, port, name="first", client=client) as first:
+            first.wait_shipped()
             first.checkpoint("first")
             first.wait_shipped()
         refused(primary(folder, certificates, port, name="second", client=client), "another UUID under a known name")

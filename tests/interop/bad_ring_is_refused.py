@@ -20,9 +20,9 @@ with scratch() as folder:
     server.ring_path().unlink()
     said = server.start_refused()
     expect(str(server.ring_dir) in said or "ring" in said, f"the ring is named:\n{said}")
-    expect("--accept-lost-ring" in said, f"the way out is named:\n{said}")
+    expect("--accept-ring-loss" in said, f"the way out is named:\n{said}")
     server.cli("recover", "vm1", "--to-plain", ok=1)
-    server.cli("recover", "vm1", "--to-plain", "--accept-lost-ring")
+    server.cli("recover", "vm1", "--to-plain", "--accept-ring-loss")
     server.close()
 
     server = killed(folder, "damaged")

@@ -11,6 +11,8 @@ SIZES = {"vda": 16 << 20, "vdb": (5 << 20) + 512}
 
 with scratch() as folder, Afterimage(folder, groups={"vm1": SIZES}) as server:
     disks = {name: Disk(server.socket, f"vm1/{name}", size, seed=name) for name, size in SIZES.items()}
+    # What lies before the end of the initial copy is no recovery point.
+    server.wait_shipped()
     moments = {}
     for number in range(6):
         for _ in range(60):

@@ -3,8 +3,15 @@
 import os
 
 from harness.nbd_client import Connection, ResendingClient
-from harness.process import run, say, scratch, wait_until
+from harness.process import expect_equal, run, say, scratch, wait_until
 from harness.server import Afterimage
+
+
+def pass_done_bytes(server):
+    """How far the running pass is."""
+    running = server.group_status()["targets"][0]["pass"]
+    return running["done_bytes"] if running else 0
+
 
 with scratch() as folder:
     server = Afterimage(folder, groups={"vm1": {"vda": "96MiB"}}, group_lines='pass_rate = "16MiB"')
@@ -14,14 +21,16 @@ with scratch() as folder:
             file.write(os.urandom(5 << 20))  # the rest of each 8 MiB stays a hole
     with server:
         client = ResendingClient(server.socket, "vm1/vda", blocks=6000, connections=2, depth=4, seed="copy").start()
-        wait_until(lambda: client.answered_writes >= 500, "some writes")
+        wait_until(lambda: pass_done_bytes(server) > 16 << 20, "a part of the pass")
         server.kill()
         say("killed within the pass")
         server.start()
         wait_until(lambda: client.answered_writes >= 3000, "more writes")
         client.finish()
+        server.wait_shipped()
         server.checkpoint("after")
         server.wait_shipped()
+        expect_equal(server.child.log().count("initial pass begins"), 1, "passes begun: the second start resumes")
         now = folder / "now.raw"
         run("nbdcopy", server.uri(), now)
         run("cmp", now, server.restore("after", folder / "restored") / "vda.raw")

@@ -115,7 +115,7 @@ async fn refusals_say_why() {
         ),
         (
             client.export("vm1", "a b").await.map(drop),
-            "is not a moment",
+            "is no recovery point",
         ),
     ] {
         let error = result.expect_err("refused");

@@ -30,6 +30,8 @@ pub struct GroupStatus {
     pub state: String,
     /// Why it is not `running`.
     pub reason: Option<String>,
+    /// Why the disks should be compared with a replica once, if they should.
+    pub verify_due: Option<String>,
     /// Epoch of the log; 0 until a replica assigned one.
     pub epoch: u64,
     /// Last LSN given.

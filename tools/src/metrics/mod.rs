@@ -165,6 +165,12 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
         &labels,
         group.written_bytes as f64,
     );
+    f.gauge(
+        "verify_due",
+        "Whether the disks should be compared with a replica once.",
+        &labels,
+        f64::from(u8::from(group.verify_due.is_some())),
+    );
     for disk in &group.disks {
         f.gauge(
             "disk_size_bytes",

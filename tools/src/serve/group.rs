@@ -151,7 +151,7 @@ pub async fn start(
         notes: Mutex::new(Notes {
             verify_due: report
                 .verify_due
-                .then_some("the last stop was not a clean one"),
+                .then_some("the group was not stopped cleanly before this start"),
             ..Notes::default()
         }),
         tasks: Mutex::new(JoinSet::new()),

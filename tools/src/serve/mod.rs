@@ -137,6 +137,8 @@ async fn serve(config: Arc<Config>, accept: Accept, passed: Passed) -> anyhow::R
     rates.abort();
     let clean = end_groups(&config, &served).await;
     drop(http);
+    // A next daemon replaces it anyway; nobody should find a dead one meanwhile.
+    std::fs::remove_file(&config.api_socket).ok();
     tasks.shutdown().await;
     if let Some(replica) = replica {
         replica.await?;

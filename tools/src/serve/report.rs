@@ -55,6 +55,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         uuid: identity.group.to_string(),
         state: state.to_owned(),
         reason,
+        verify_due: notes.verify_due.map(str::to_owned),
         epoch: engine.progress.epoch.0,
         appended_lsn: engine.progress.appended.0,
         durable_lsn: engine.progress.durable.0,

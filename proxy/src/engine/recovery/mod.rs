@@ -148,11 +148,11 @@ pub enum RecoveryError {
     },
     /// A backing is not as long as the log says its disk is.
     #[error(
-        "disk {id}: the backing has {found} bytes, the log says {wanted}; put the backing back as it was"
+        "{}: the backing has {found} bytes, the log says {wanted}; put the backing back as it was", path.display()
     )]
     DiskSize {
-        /// The disk.
-        id: DiskId,
+        /// The backing.
+        path: PathBuf,
         /// Bytes of the backing.
         found: u64,
         /// Bytes the log says.

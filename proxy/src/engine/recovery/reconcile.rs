@@ -10,14 +10,14 @@ pub(super) fn check_sizes(
     superblock: &Superblock,
     input: &RecoveryInput,
 ) -> Result<(), RecoveryError> {
-    for disk in &superblock.disks {
+    for (index, disk) in superblock.disks.iter().enumerate() {
         let configured = input
             .disks
             .iter()
             .find(|configured| configured.id == disk.id);
         if let Some(configured) = configured.filter(|configured| configured.size != disk.size) {
             return Err(RecoveryError::DiskSize {
-                id: disk.id,
+                path: input.names.backings.get(index).cloned().unwrap_or_default(),
                 found: configured.size,
                 wanted: disk.size,
             });

@@ -1,9 +1,10 @@
-"""Runs the scripts of a folder one by one: `python3 -m harness.suite FOLDER [NAME...]`.
+"""Runs the scripts of a folder: `python3 -m harness.suite FOLDER [NAME...]`.
 
 Each script is a process in a process group of its own, with its output in
 target/test-logs/FOLDER/NAME.log and a time limit (a line `# limit: SECONDS` in
-the script changes it). Whatever is left of its group afterwards is ended by the
-group's id and counts as a failure. The last line is `N passed, N failed`.
+the script changes it). Two run at a time: most of them wait most of the time.
+Whatever is left of a script's group afterwards is ended by the group's id and
+counts as a failure. The last line is `N passed, N failed`.
 """
 
 import os
@@ -12,11 +13,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 LOGS = TESTS.parent / "target/test-logs"
 LIMIT_SECONDS = 300
+AT_ONCE = 2
 NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk"}
 
 
@@ -41,6 +44,9 @@ def end_group(group):
         return False
 
 
+running_groups = set()
+
+
 def run_script(path, log_path):
     """Run one script; returns None when it passed, else why it failed."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -49,41 +55,56 @@ def run_script(path, log_path):
             [sys.executable, str(path)], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True, env=environment,
         )
+        running_groups.add(process.pid)
         try:
             code = process.wait(limit_seconds(path))
         except subprocess.TimeoutExpired:
             end_group(process.pid)
             process.wait()
             return f"not done after {limit_seconds(path)} s"
-        except BaseException:
-            end_group(process.pid)
-            raise
+        finally:
+            running_groups.discard(process.pid)
     left_over = end_group(process.pid)
     if code != 0:
         return f"exit code {code}"
     return "left processes behind" if left_over else None
 
 
+def report(path):
+    """Run one script and print how it went; returns whether it passed."""
+    began = time.monotonic()
+    name = f"{path.parent.name}/{path.stem}"
+    log_path = LOGS / f"{name}.log"
+    problem = run_script(path, log_path)
+    took = time.monotonic() - began
+    if problem is None:
+        print(f"ok    {name}  ({took:.1f} s)", flush=True)
+        return True
+    tail = log_path.read_text(errors="replace").splitlines()[-40:]
+    lines = [f"FAIL  {name}  ({took:.1f} s): {problem}; all of it in {log_path}"]
+    print("\n".join(lines + [f"      | {line}" for line in tail]), flush=True)
+    return False
+
+
+def interrupted(*_):
+    """End what runs, and this program, at once."""
+    for group in list(running_groups):
+        end_group(group)
+    os._exit(143)
+
+
 def main():
     """Run, report, and end with 1 if anything failed."""
     folder, names = sys.argv[1], sys.argv[2:]
-    logs = LOGS / folder
-    logs.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    passed = failed = 0
-    for path in scripts(folder, names):
-        began = time.monotonic()
-        log_path = logs / f"{path.stem}.log"
-        problem = run_script(path, log_path)
-        took = time.monotonic() - began
-        if problem is None:
-            passed += 1
-            print(f"ok    {folder}/{path.stem}  ({took:.1f} s)", flush=True)
-        else:
-            failed += 1
-            print(f"FAIL  {folder}/{path.stem}  ({took:.1f} s): {problem}; all of it in {log_path}", flush=True)
-            tail = log_path.read_text(errors="replace").splitlines()[-40:]
-            print("\n".join(f"      | {line}" for line in tail), flush=True)
+    (LOGS / folder).mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupted)
+    # Those that take longest by their own word begin first.
+    chosen = sorted(scripts(folder, names), key=limit_seconds, reverse=True)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(pool.map(report, chosen))
+    passed = sum(outcomes)
+    failed = len(outcomes) - passed
     print(f"{passed} passed, {failed} failed", flush=True)
     sys.exit(1 if failed or not passed else 0)
 

@@ -125,11 +125,8 @@ pub async fn resolve(group: &Group, spec: &PointSpec) -> Result<Position, PointE
 }
 
 fn describe(time_ns: u64) -> String {
-    i128::from(time_ns)
-        .try_into()
-        .ok()
-        .and_then(|ns| jiff::Timestamp::from_nanosecond(ns).ok())
-        .map_or_else(|| time_ns.to_string(), |moment| moment.to_string())
+    jiff::Timestamp::from_nanosecond(i128::from(time_ns))
+        .map_or_else(|_| time_ns.to_string(), |moment| moment.to_string())
 }
 
 fn check(history: &History, at: Position, what: String) -> Result<Position, PointError> {

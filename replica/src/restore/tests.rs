@@ -108,7 +108,8 @@ async fn qcow2_files_hold_the_disks() {
 async fn a_damaged_chunk_leaves_no_file() {
     let repository = Repository::in_memory();
     let (primary, session) = group(&repository).await;
-    for sequence in 1..session.group().history().epochs[0].next_sequence() {
+    let next = session.group().history().epochs[0].next_sequence();
+    for sequence in 1..next {
         let key = keys::segment(primary.group, primary.epoch, sequence);
         let mut bytes = repository.get(&key).await.expect("an object").to_vec();
         bytes[256] ^= 1;

@@ -410,7 +410,7 @@ fn c8_to_c10_a_detached_disk_needs_a_new_log() {
     // To make plain what is plain already does nothing, even if somebody uses the disk.
     rig.world.write("disk", 0, b"in use without us");
     let used = rig.disk_bytes();
-    rig.to_plain(None).unwrap();
+    rig.recover_plain(None).unwrap();
     assert_eq!(rig.disk_bytes(), used);
     // A new log takes the disk as it is.
     rig.create_next();
@@ -443,7 +443,7 @@ fn an_abandoned_log_is_never_replayed() {
         RecoveryError::Claim(ClaimRefusal::Done { .. })
     ));
     assert!(matches!(
-        rig.to_plain(None),
+        rig.recover_plain(None),
         Err(RecoveryError::Claim(ClaimRefusal::Done { .. }))
     ));
 }

@@ -140,8 +140,8 @@ fn to_plain_is_complete_after_kills_at_any_operation() {
     for seed in 1..8 {
         for kill in 1.. {
             let mut rig = killed(seed, 64, 24);
-            let whole = rig.to_plain(Some(kill)).is_ok() && !rig.world.is_dead();
-            rig.to_plain(None)
+            let whole = rig.recover_plain(Some(kill)).is_ok() && !rig.world.is_dead();
+            rig.recover_plain(None)
                 .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
             rig.check(rig.answered, &format!("seed {seed}, killed at {kill}"));
             assert!(matches!(rig.claim().state, ClaimState::Detached(_)));
@@ -157,7 +157,7 @@ fn to_plain_after_a_power_cut_needs_no_ring() {
     for seed in 1..40 {
         let mut rig = killed(seed, 64, 24);
         rig.world.power_cut();
-        rig.to_plain(None).unwrap();
+        rig.recover_plain(None).unwrap();
         rig.check(rig.flushed, &format!("seed {seed}"));
     }
 }

@@ -147,7 +147,7 @@ impl Rig {
         Ok(report)
     }
 
-    pub(super) fn to_plain(
+    pub(super) fn recover_plain(
         &mut self,
         kill_after: Option<u64>,
     ) -> Result<RecoveryReport, RecoveryError> {

@@ -28,6 +28,10 @@ FLAG_FUA = 1
 BLOCK = 4096
 
 
+class ExportRefused(CheckFailed):
+    """GO was answered with an error."""
+
+
 class Connection:
     """One connection; `open_export` brings it into the transmission phase."""
 
@@ -109,7 +113,7 @@ class Connection:
         name = name.encode() if isinstance(name, str) else name
         kind, payloads = self.option_outcome(OPT_GO, struct.pack(">I", len(name)) + name + b"\0\0")
         if kind != REP_ACK:
-            raise CheckFailed(f"GO {name!r} was answered with {kind:#x}")
+            raise ExportRefused(f"GO {name!r} was answered with {kind:#x}")
         for payload in payloads:
             if payload[:2] == b"\0\0":
                 self.size, self.flags = struct.unpack(">QH", payload[2:12])
@@ -194,6 +198,10 @@ class ResendingClient:
         for thread in self._threads:
             thread.join(300)
             expect(not thread.is_alive(), "the client's connections finish")
+        self.check()
+
+    def check(self):
+        """Fail if a connection has failed for good."""
         if self._errors:
             raise CheckFailed(f"a connection failed: {self._errors[0]}")
 
@@ -206,7 +214,8 @@ class ResendingClient:
         while True:
             try:
                 return Connection(self.path, patience_seconds=120).open_export(self.export)
-            except (OSError, ConnectionError):
+            except (OSError, ConnectionError, ExportRefused):
+                # Refused, too: a server that is about to end says so, and QEMU tries again.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)

@@ -20,7 +20,7 @@ def main_pid():
 
 def more_writes(client, count):
     wanted = client.answered_writes + count
-    wait_until(lambda: client.answered_writes >= wanted, f"{count} more writes", 300)
+    wait_until(lambda: client.check() or client.answered_writes >= wanted, f"{count} more writes", 300)
 
 
 client = ResendingClient(SOCKET, "vm1/vda", blocks=8192, connections=3, depth=8, seed="systemd").start()

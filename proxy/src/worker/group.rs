@@ -1,5 +1,6 @@
 //! One group on its worker thread: the engine, and who waits for what from it.
 
+use super::durations::Durations;
 use super::mailbox::Postbox;
 use super::message::{Command, DetachMarker, GroupEvent, GroupKey, Message};
 use crate::engine::event::{EngineError, EngineEvent};
@@ -44,6 +45,7 @@ pub(super) struct Group {
     pub(super) connections: Vec<usize>,
     pub(super) quiescing: Vec<Quiescing>,
     pub(super) touched: bool,
+    pub(super) durations: Durations,
     /// Answered when the group is gone.
     pub(super) removing: Option<oneshot::Sender<()>>,
     waiting: Slab<Waiting>,
@@ -75,6 +77,7 @@ impl Group {
             connections: Vec::new(),
             quiescing: Vec::new(),
             touched: false,
+            durations: Durations::default(),
             removing: None,
             waiting: Slab::new(),
             progress,

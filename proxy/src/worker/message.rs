@@ -1,5 +1,6 @@
 //! What is sent to a worker thread.
 
+use super::durations::{DURATION_OPS, DurationHistogram};
 use crate::engine::event::EngineError;
 use crate::engine::request::{EngineStatus, LogProgress, PassRead};
 use crate::engine::{EngineConfig, EventRecord, LogStart};
@@ -57,6 +58,8 @@ pub struct GroupSnapshot {
     pub connections: Vec<(DiskIndex, String)>,
     /// Bytes of large payloads under way.
     pub payload_bytes: usize,
+    /// Durations of requests, in the order of [`DURATION_OPS`].
+    pub durations: [DurationHistogram; DURATION_OPS.len()],
 }
 
 /// Stores a durable marker beside every backing that forbids replay of the group's log. Runs on a

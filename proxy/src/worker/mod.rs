@@ -8,6 +8,7 @@
 //! [`WorkerError::Gone`].
 
 mod connection;
+mod durations;
 mod group;
 mod handle;
 mod mailbox;
@@ -19,6 +20,7 @@ mod tests;
 mod thread;
 mod tls;
 
+pub use durations::{DURATION_BOUNDS_NS, DURATION_OPS, DurationHistogram};
 pub use handle::{GroupHandle, RecoveredGroup};
 pub use message::{Attachment, DetachMarker, GroupEvent, GroupSnapshot};
 

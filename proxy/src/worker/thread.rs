@@ -11,7 +11,7 @@ use super::group::{Group, Quiescing};
 use super::mailbox::{Mailbox, Postbox};
 use super::message::{Attachment, Command, GroupKey, GroupSnapshot, Message, NewGroup};
 use crate::engine::Engine;
-use crate::engine::request::{Now, Reply};
+use crate::engine::request::{Now, Reply, RequestError};
 use crate::io::Token;
 use crate::io::socket::{SocketBuffers, SocketCompletion, Sockets};
 use crate::io::storage::UringStorage;
@@ -351,6 +351,7 @@ impl Worker {
                         .map(|connection| (connection.disk, connection.peer.clone()))
                         .collect(),
                     payload_bytes: group.budget.used(),
+                    durations: group.durations.histograms(),
                 });
             }
             Command::Remove { reply } => {
@@ -430,22 +431,36 @@ impl Worker {
                 let connection = &mut self.connections[*number];
                 let disk = connection.disk;
                 let engine = &mut group.engine;
+                let durations = &mut group.durations;
                 if connection.can_advance() && !engine.congested() {
                     submitted |= connection.advance(|id, request| {
+                        durations.begin(id, &request, now.monotonic_ns);
                         engine.submit(now, id, disk, request);
                         !engine.congested()
                     });
                 }
             }
             group.tick(now, &mut replies);
+            let answered_ns = if replies.is_empty() {
+                0
+            } else {
+                monotonic_ns()
+            };
             for reply in replies.drain(..) {
+                group.durations.end(reply.id, answered_ns);
                 let number = Session::connection_of(reply.id) as usize;
                 // In a group that ends, a connection may be gone before its answers.
                 if let Some(connection) = self.connections.get_mut(number)
                     && connection.group == key
-                    && let Some(buffer) = connection.complete(reply)
                 {
-                    group.engine.recycle(buffer);
+                    if matches!(reply.result, Err(RequestError::ShuttingDown)) {
+                        // A guest would take an error for a failed disk. A connection that ends
+                        // makes its client come back and send again what was not answered.
+                        connection.kill();
+                    }
+                    if let Some(buffer) = connection.complete(reply) {
+                        group.engine.recycle(buffer);
+                    }
                 }
             }
             // Answers may have made room for more of the same client.

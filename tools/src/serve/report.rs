@@ -3,6 +3,7 @@
 use afterimage_proxy::engine::request::EngineStatus;
 use afterimage_proxy::ship::port::GroupPort as _;
 use afterimage_proxy::ship::status::{SinkState, SinkStatus};
+use afterimage_proxy::worker::{DURATION_BOUNDS_NS, DURATION_OPS, DurationHistogram};
 use afterimage_replica::group::{Group, Intake};
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         targets,
         last_checkpoint: notes.last_checkpoint.clone(),
     };
-    (status, numbers(&notes, &engine))
+    (status, numbers(&notes, &engine, &snapshot.durations))
 }
 
 fn state(
@@ -174,7 +175,16 @@ fn backlog(engine: &EngineStatus, acked: u64) -> u64 {
     }
 }
 
-fn numbers(notes: &Notes, engine: &EngineStatus) -> GroupNumbers {
+fn buckets(histogram: &DurationHistogram) -> Buckets {
+    let bounds = DURATION_BOUNDS_NS.iter().map(|ns| *ns as f64 / 1e9);
+    Buckets {
+        buckets: bounds.zip(histogram.buckets).collect(),
+        count: histogram.count,
+        sum: histogram.sum_ns as f64 / 1e9,
+    }
+}
+
+fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]) -> GroupNumbers {
     let mut errors: Vec<(&'static str, u64)> = notes
         .errors
         .iter()
@@ -183,7 +193,10 @@ fn numbers(notes: &Notes, engine: &EngineStatus) -> GroupNumbers {
     errors.sort_unstable();
     GroupNumbers {
         write_stall_seconds: engine.stall_ns as f64 / 1e9,
-        requests: Vec::new(),
+        requests: DURATION_OPS
+            .into_iter()
+            .zip(durations.iter().map(buckets))
+            .collect(),
         log_sync: Buckets {
             buckets: Vec::new(),
             count: engine.log_syncs,

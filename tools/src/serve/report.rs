@@ -100,8 +100,9 @@ fn state(
         .or((engine.log_errno != 0).then_some(engine.log_errno))
     {
         let error = std::io::Error::from_raw_os_error(errno);
-        let why =
-            format!("the log failed ({error}): writes are refused; repair its disk, then restart");
+        let why = format!(
+            "the log failed ({error}): writes are refused; keep the host up (the ring holds what the log lacks) and see docs/operating.md"
+        );
         return ("failed", Some(why));
     }
     if let Some((disk, errno)) = notes.backing_failing {

@@ -151,7 +151,7 @@ impl SegmentIndex {
     }
 
     /// Decodes the index of a whole segment; its chunks are not looked at (see
-    /// [`verify`](super::verify)).
+    /// [`verify`](super::verify())).
     ///
     /// # Errors
     /// As [`decode`](Self::decode), or the bytes are not one whole segment.

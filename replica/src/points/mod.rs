@@ -1,4 +1,4 @@
-//! Recovery points: what people write ([`PointSpec`]), what it means ([`resolve`]), and what there
+//! Recovery points: what people write ([`PointSpec`]), what it means ([`resolve()`]), and what there
 //! is ([`PointList`]).
 //!
 //! What always holds: whatever is listed or resolved can be opened. What cannot be decided is

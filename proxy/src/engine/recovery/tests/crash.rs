@@ -65,8 +65,7 @@ fn many_kills_in_a_row_do_no_harm() {
 }
 
 /// The disk is what some prefix of the writes made of it, and none shorter than what was flushed:
-/// nothing is in the backing that the log could lose. Fails without the sync at the end of
-/// `Refill::write`, and without the sync of the backings before the superblock.
+/// nothing is in the backing that the log could lose.
 #[test]
 fn a_power_cut_at_any_operation_of_recovery_leaves_a_prefix() {
     for seed in 1..12 {

@@ -10,6 +10,7 @@ use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::SinkId;
 use afterimage_format::superblock::{SINKS_MAX, SinkState};
+use afterimage_format::wire::Cursor;
 
 #[derive(Debug, Default)]
 pub(super) struct Commands {
@@ -111,6 +112,37 @@ impl<S: Storage> Engine<S> {
             state.acked = acked;
             state.chain = chain;
         }
+    }
+
+    /// What a sink has durably, and what that means for its dirty flag: cleared when the sink's
+    /// records build on a `complete` base and reach the dirty LSN, set when it has less than it
+    /// had. True: [`EngineEvent::SinkStored`] or [`EngineEvent::Failed`] tells when the change is
+    /// durable; false: nothing to wait for.
+    ///
+    /// # Errors
+    /// The superblock has no such sink.
+    pub fn report_acked(
+        &mut self,
+        ticket: Ticket,
+        sink: SinkId,
+        acked: Cursor,
+        complete: bool,
+    ) -> Result<bool, EngineError> {
+        let known = self.trim.sinks().iter().find(|state| state.id == sink);
+        let state = *known.ok_or(EngineError::UnknownSink(self.trim.sinks().len()))?;
+        self.sink_acked(sink, acked.lsn, acked.chain);
+        let change = if acked.lsn < state.acked && state.dirty.is_none() {
+            // The log may be without it already.
+            DirtyChange::Set
+        } else if complete && state.dirty.is_some_and(|dirty| acked.lsn >= dirty) {
+            // Complete up to here, so nothing that left the log before is missing.
+            let begin = acked.lsn.next();
+            DirtyChange::PassCommitted { begin }
+        } else {
+            return Ok(false);
+        };
+        self.sink_dirty(ticket, sink, change);
+        Ok(true)
     }
 
     /// Sets or clears a sink's dirty flag. Cleared is what a pass that began after the dirty LSN

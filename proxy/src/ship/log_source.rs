@@ -11,7 +11,9 @@ use super::BoxFuture;
 use super::source::{Batch, Record, RecordSource, SourceError};
 use crate::engine::log::LogHead;
 use crate::engine::log::directory::Directory;
-use crate::engine::log::reader::{ChainRules, FrameView, LogReader, READAHEAD_FOLLOW, ReadError};
+use crate::engine::log::reader::{
+    ChainRules, FrameView, LogReader, LogSource, READAHEAD_FOLLOW, ReadError,
+};
 use crate::engine::log::superblock::peek;
 use crate::io::file::{OpenOptions, StorageFile};
 use afterimage_format::frame::Descriptor;
@@ -28,11 +30,12 @@ pub struct LogFileSource {
     next: Lsn,
     /// Open file and position. `None` before the first read, and after a read that was dropped
     /// half-way or failed: then the file is opened anew.
-    open: Option<Box<OpenLog>>,
+    open: Option<Box<FollowedLog<StorageFile>>>,
 }
 
-struct OpenLog {
-    file: StorageFile,
+/// A log that is followed step by step, wherever its bytes come from. Reads block.
+pub struct FollowedLog<F> {
+    file: F,
     reader: LogReader,
     rules: ChainRules,
     /// Places of frames that were passed; trimmed once for each lap.
@@ -61,7 +64,10 @@ impl LogFileSource {
         let read = move || {
             let mut open = match open {
                 Some(open) => open,
-                None => Box::new(OpenLog::open(&path)?),
+                None => {
+                    let file = StorageFile::open(&path, &OpenOptions::reader());
+                    Box::new(FollowedLog::open(file.map_err(io::Error::other)?)?)
+                }
             };
             let batch = open.read(next, durable)?;
             Ok::<_, SourceError>((open, batch))
@@ -89,9 +95,12 @@ impl RecordSource for LogFileSource {
     }
 }
 
-impl OpenLog {
-    fn open(path: &Path) -> Result<Self, SourceError> {
-        let mut file = StorageFile::open(path, &OpenOptions::reader()).map_err(io::Error::other)?;
+impl<F: LogSource> FollowedLog<F> {
+    /// Begins at the tail that the log's superblock names.
+    ///
+    /// # Errors
+    /// The superblock cannot be read.
+    pub fn open(mut file: F) -> Result<Self, SourceError> {
         let superblock = peek(&mut file).map_err(io::Error::other)?;
         let rules = ChainRules {
             log: superblock.log,
@@ -109,8 +118,11 @@ impl OpenLog {
         })
     }
 
-    /// Records from `next` on, of one frame.
-    fn read(&mut self, next: Lsn, durable: Lsn) -> Result<Batch, SourceError> {
+    /// Records from `next` on, of one frame; none when the log has no more up to `durable`.
+    ///
+    /// # Errors
+    /// The log does not hold them, is damaged, or cannot be read.
+    pub fn read(&mut self, next: Lsn, durable: Lsn) -> Result<Batch, SourceError> {
         self.go_to(next)?;
         loop {
             let before = self.reader.head();

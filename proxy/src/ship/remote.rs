@@ -164,7 +164,8 @@ struct Inbox {
     end: Option<SinkError>,
 }
 
-pub(super) struct Connection {
+/// A connection to a replica over a stream that is secured already, or needs no securing.
+pub struct Connection {
     peer: String,
     outgoing: mpsc::Sender<Message>,
     inbox: watch::Receiver<Inbox>,
@@ -180,7 +181,9 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    pub(super) fn start<S>(peer: String, stream: S, times: RemoteTimes) -> Self
+    /// Starts the two tasks on the stream. `peer` is for messages.
+    #[must_use]
+    pub fn start<S>(peer: String, stream: S, times: RemoteTimes) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {

@@ -5,7 +5,7 @@ use super::mailbox::Postbox;
 use super::message::{Command, DetachMarker, GroupEvent, GroupKey, Message};
 use crate::engine::event::{EngineError, EngineEvent};
 use crate::engine::request::{LogProgress, Now, PassRead, Reply};
-use crate::engine::{DirtyChange, Engine, Ticket};
+use crate::engine::{Engine, Ticket};
 use crate::io::Completion;
 use crate::io::Storage;
 use crate::io::storage::UringStorage;
@@ -209,7 +209,6 @@ impl Group {
         sinks.iter().find(|state| state.id == sink).copied()
     }
 
-    /// What a sink has durably, and what that means for its dirty flag.
     fn report_acked(
         &mut self,
         sink: SinkId,
@@ -217,24 +216,15 @@ impl Group {
         complete: bool,
         reply: oneshot::Sender<Result<(), PortError>>,
     ) {
-        let Some(state) = self.sink(sink) else {
-            let _ = reply.send(Err(PortError::UnknownSink));
-            return;
-        };
-        self.engine.sink_acked(sink, acked.lsn, acked.chain);
-        let change = if acked.lsn < state.acked && state.dirty.is_none() {
-            // It has less than it had: the log may be without it already.
-            DirtyChange::Set
-        } else if complete && state.dirty.is_some_and(|dirty| acked.lsn >= dirty) {
-            // Complete up to here, so nothing that left the log before is missing.
-            let begin = acked.lsn.next();
-            DirtyChange::PassCommitted { begin }
-        } else {
-            let _ = reply.send(Ok(()));
-            return;
-        };
         let ticket = self.wait_for(Waiting::Stored(reply));
-        self.engine.sink_dirty(ticket, sink, change);
+        let answer = match self.engine.report_acked(ticket, sink, acked, complete) {
+            Ok(true) => return,
+            Ok(false) => Ok(()),
+            Err(_) => Err(PortError::UnknownSink),
+        };
+        if let Some(Waiting::Stored(reply)) = self.take_waiting(ticket) {
+            let _ = reply.send(answer);
+        }
     }
 
     fn tell(&mut self, event: EngineEvent) {

@@ -9,7 +9,7 @@ use afterimage_format::segment::{ChunkInfo, SegmentIndex};
 use bytes::Bytes;
 
 /// A segment of a repository.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct SegmentId {
     pub(super) group: GroupId,
     pub(super) epoch: Epoch,

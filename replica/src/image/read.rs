@@ -1,6 +1,6 @@
 //! Reading an image: pieces to chunks, chunks to bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
@@ -26,7 +26,7 @@ struct Part {
 }
 
 /// Parts by the chunk they come from.
-type Plan = HashMap<(SegmentId, u32), Vec<Part>>;
+type Plan = BTreeMap<(SegmentId, u32), Vec<Part>>;
 
 impl Image {
     /// Fills `buffer` with the disk's bytes from `offset` on.

@@ -82,7 +82,7 @@ impl DirectConnection {
         {
             let now = self.now.clone();
             self.commit = Some(Box::pin(async move {
-                let accepted = match check(bytes).await {
+                let accepted = match Verified::check_aside(bytes).await {
                     Ok(verified) => session.accept(verified, now()).await,
                     Err(error) => Err(error),
                 };
@@ -90,19 +90,6 @@ impl DirectConnection {
             }));
         }
         self.commit.as_mut()
-    }
-}
-
-/// Checks a segment on a thread for such work, if there is a runtime that has them.
-async fn check(bytes: Bytes) -> Result<Verified, IngestError> {
-    if tokio::runtime::Handle::try_current().is_err() {
-        return Verified::check(bytes);
-    }
-    let again = bytes.clone();
-    match tokio::task::spawn_blocking(move || Verified::check(bytes)).await {
-        Ok(checked) => checked,
-        // The runtime shuts down.
-        Err(_) => Verified::check(again),
     }
 }
 

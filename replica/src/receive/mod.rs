@@ -34,7 +34,7 @@ pub use direct::DirectSink;
 pub use error::IngestError;
 pub use hello::Opened;
 pub use peer::Peer;
-pub use server::{Server, ServerLimits};
+pub use server::{Conversation, Server, ServerLimits};
 pub use session::{Session, Verified};
 
 /// The replica's clock: nanoseconds since 1970.

@@ -60,11 +60,17 @@ impl Default for ServerLimits {
 /// A listening replica.
 #[derive(Clone)]
 pub struct Server {
-    receiver: Receiver,
+    conversation: Conversation,
     tls: TlsAcceptor,
+    connections: Arc<Semaphore>,
+}
+
+/// What is said on a connection once it is known who speaks.
+#[derive(Clone)]
+pub struct Conversation {
+    receiver: Receiver,
     limits: ServerLimits,
     now: NowNs,
-    connections: Arc<Semaphore>,
     pending: Arc<Semaphore>,
 }
 
@@ -79,12 +85,9 @@ impl Server {
         now: NowNs,
     ) -> Self {
         Self {
-            receiver,
+            conversation: Conversation::new(receiver, limits, now),
             tls: TlsAcceptor::from(tls),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
-            pending: Arc::new(Semaphore::new(limits.pending_bytes_max)),
-            limits,
-            now,
         }
     }
 
@@ -93,8 +96,9 @@ impl Server {
         let tasks = TaskTracker::new();
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, address)) => {
@@ -123,7 +127,8 @@ impl Server {
     async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: CancellationToken) {
         // Acknowledgements are small and urgent; a failure only costs time.
         let _ = stream.set_nodelay(true);
-        let accepted = timeout(self.limits.handshake, self.tls.accept(stream)).await;
+        let handshake = self.conversation.limits.handshake;
+        let accepted = timeout(handshake, self.tls.accept(stream)).await;
         let stream = match accepted {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
@@ -147,7 +152,29 @@ impl Server {
             identity,
             address: address.to_string(),
         };
-        match self.serve(stream, &peer, stop).await {
+        self.conversation.run(stream, &peer, stop).await;
+    }
+}
+
+impl Conversation {
+    /// Connections of one receiver, within one budget for segments under way.
+    #[must_use]
+    pub fn new(receiver: Receiver, limits: ServerLimits, now: NowNs) -> Self {
+        Self {
+            receiver,
+            pending: Arc::new(Semaphore::new(limits.pending_bytes_max)),
+            limits,
+            now,
+        }
+    }
+
+    /// One connection to its end; any stream will do. `peer` is who TLS says it is.
+    pub async fn run<S>(&self, stream: S, peer: &Peer, stop: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let address = peer.address();
+        match self.serve(stream, peer, stop).await {
             Ok(()) | Err(Ended::Codec(CodecError::Closed)) => {
                 tracing::debug!(%address, "primary has left");
             }
@@ -155,7 +182,6 @@ impl Server {
         }
     }
 
-    /// One connection after its handshake; any stream will do.
     async fn serve<S>(&self, stream: S, peer: &Peer, stop: CancellationToken) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -201,9 +227,10 @@ impl Server {
                 }
             };
             let next = tokio::select! {
-                next = timeout(self.limits.keep_alive, next) => next,
+                biased;
                 // Only here, between two commits.
                 () = stop.cancelled() => return Err(Ended::Stopping),
+                next = timeout(self.limits.keep_alive, next) => next,
             };
             let incoming = match next {
                 Ok(incoming) => incoming?,
@@ -253,8 +280,7 @@ impl Server {
         W: AsyncWrite + Unpin,
     {
         let commit = async {
-            let verified = tokio::task::spawn_blocking(move || Verified::check(bytes)).await;
-            let verified = verified.map_err(|_| Ended::Stopping)??;
+            let verified = Verified::check_aside(bytes).await?;
             Ok::<_, Ended>(session.accept(verified, (self.now)()).await?)
         };
         let mut commit = std::pin::pin!(commit);

@@ -7,6 +7,7 @@ use afterimage_format::manifest::is_terminator;
 use afterimage_format::segment::{self, SegmentError, SegmentIndex, SegmentKind};
 use afterimage_format::wire::{Ack, Resume};
 use bytes::Bytes;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::Slot;
 use super::error::IngestError;
@@ -49,6 +50,24 @@ impl Verified {
             index,
             events,
         })
+    }
+
+    /// As [`Verified::check`], on a thread for such work if the runtime has more than one.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub(super) async fn check_aside(bytes: Bytes) -> Result<Self, IngestError> {
+        let threads = Handle::try_current()
+            .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+        if !threads {
+            return Self::check(bytes);
+        }
+        let again = bytes.clone();
+        match tokio::task::spawn_blocking(move || Self::check(bytes)).await {
+            Ok(checked) => checked,
+            // The runtime shuts down.
+            Err(_) => Self::check(again),
+        }
     }
 
     /// Its index.

@@ -11,9 +11,13 @@ use crate::io::file::StorageFile;
 use crate::io::{FileId, Storage};
 use afterimage_format::frame::{Descriptor, FRAME_BLOCKS_MAX, FrameHeader};
 use afterimage_format::ids::{BLOCK_SIZE, LogId, Lsn};
+use std::path::PathBuf;
 
 /// Where the bytes of a log come from.
 pub trait LogSource {
+    /// What people call it.
+    fn path(&self) -> PathBuf;
+
     /// Fills the buffer from the file; the count is short at the end of the file only.
     ///
     /// # Errors
@@ -34,6 +38,10 @@ pub struct StorageSource<'b, 'a, S: Storage> {
 }
 
 impl<S: Storage> LogSource for StorageSource<'_, '_, S> {
+    fn path(&self) -> PathBuf {
+        self.blocking.names().of(self.file)
+    }
+
     fn read(
         &mut self,
         offset: u64,
@@ -45,6 +53,10 @@ impl<S: Storage> LogSource for StorageSource<'_, '_, S> {
 
 /// A descriptor of its own, beside that of the engine. Blocks.
 impl LogSource for StorageFile {
+    fn path(&self) -> PathBuf {
+        Self::path(self).to_owned()
+    }
+
     fn read(
         &mut self,
         offset: u64,

@@ -4,7 +4,6 @@ use super::error::LogError;
 use super::reader::LogSource;
 use crate::engine::blocking::{Blocking, StorageError};
 use crate::io::buffer::AlignedBuffer;
-use crate::io::file::StorageFile;
 use crate::io::{FileId, Operation, Source, Storage};
 use afterimage_format::ids::BLOCK_SIZE;
 use afterimage_format::superblock::{SUPERBLOCK_COPIES, Superblock, SuperblockError, choose};
@@ -49,13 +48,13 @@ pub fn store<S: Storage>(
 ///
 /// # Errors
 /// The file cannot be read, or neither copy is valid.
-pub fn peek(file: &mut StorageFile) -> Result<Superblock, LogError> {
+pub fn peek(file: &mut impl LogSource) -> Result<Superblock, LogError> {
     let len = SUPERBLOCK_COPIES as usize * BLOCK_SIZE;
     let (mut buffer, got) = file.read(0, AlignedBuffer::new(len))?;
     buffer[got..].fill(0);
     let (a, b) = buffer.split_at(BLOCK_SIZE);
     choose([a, b]).map_err(|source| LogError::Superblock {
-        path: file.path().to_owned(),
+        path: file.path(),
         source,
     })
 }

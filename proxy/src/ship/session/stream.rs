@@ -350,6 +350,7 @@ impl<'a> Streaming<'a> {
             .min();
         let at = self.started + Duration::from_nanos(deadline.unwrap_or(0));
         tokio::select! {
+            biased;
             ack = self.connection.ack() => {
                 let ack = ack?;
                 self.handle_ack(&ack).await

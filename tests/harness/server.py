@@ -48,13 +48,14 @@ class Afterimage:
 
     `groups` maps a group's name to its disks ({name: size}). `to` is the list of
     targets, None meaning the embedded repository. `group_lines` and `lines` are
-    further TOML, put into every `[[group]]` and at the end of the file.
+    further TOML, put into every `[[group]]` and at the end of the file. `environment` is added
+    to that of the server and of the commands.
     `nbd_listen` replaces the listener (TOML). `replica=False` leaves `[replica]` out.
     """
 
     def __init__(self, folder, *, name="site", groups=None, log="64MiB", ring="16MiB", to=None,
                  ship_interval="100ms", group_lines="", lines="", nbd_listen=None, replica=True,
-                 ring_dir=None, ring_budget="1GiB", create_backings=True):
+                 ring_dir=None, ring_budget="1GiB", create_backings=True, environment=None):
         self.folder = Path(folder) / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.groups = groups if groups is not None else {"vm1": {"vda": "64MiB"}}
@@ -67,6 +68,7 @@ class Afterimage:
         self.metrics_port = free_port()
         self.child = self._notify = None
         self.log, self.ring, self.to = log, ring, to
+        self.environment = {**os.environ, **(environment or {})}
         self.ship_interval, self.group_lines, self.lines = ship_interval, group_lines, lines
         self.nbd_listen, self.replica, self.ring_budget = nbd_listen, replica, ring_budget
         if replica:
@@ -153,7 +155,7 @@ class Afterimage:
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._notify.bind(str(notify_path))
         self._notify.setblocking(False)
-        environment = {**os.environ, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
+        environment = {**self.environment, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
         self.child = Child(
             [binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment
         )
@@ -198,7 +200,8 @@ class Afterimage:
 
     def cli(self, *arguments, ok=True, patience_seconds=300):
         """Run a command of the binary with this server's configuration."""
-        return run(binary(), "--config", self.config, *arguments, ok=ok, patience_seconds=patience_seconds)
+        return run(binary(), "--config", self.config, *arguments, ok=ok, patience_seconds=patience_seconds,
+                   env=self.environment)
 
     def cli_json(self, *arguments):
         """Run a command with --json; returns the document."""

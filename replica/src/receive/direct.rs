@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use afterimage_format::wire::{Ack, ErrorCode, Hello, HelloReply, RemoteError};
 use afterimage_proxy::ship::BoxFuture;
@@ -14,43 +15,50 @@ use bytes::Bytes;
 
 use super::error::IngestError;
 use super::peer::Peer;
+use super::place::Place;
 use super::session::{Session, Verified};
 use super::{NowNs, Receiver};
 
-/// A repository as a sink.
+/// A repository as a sink. It is opened when the first connection is: a repository that is away
+/// is a target that is away.
 pub struct DirectSink {
-    url: String,
-    receiver: Receiver,
+    place: Arc<Place>,
     now: NowNs,
 }
 
 impl DirectSink {
-    /// The sink of this URL; `receiver` is that of its repository.
+    /// The sink of this repository.
     #[must_use]
-    pub fn new(url: &str, receiver: Receiver, now: NowNs) -> Self {
-        Self {
-            url: url.to_owned(),
-            receiver,
-            now,
-        }
+    pub const fn new(place: Arc<Place>, now: NowNs) -> Self {
+        Self { place, now }
     }
 }
 
 impl Sink for DirectSink {
     fn url(&self) -> &str {
-        &self.url
+        self.place.url()
     }
 
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn SinkConnection>, SinkError>> {
-        let connection = DirectConnection {
-            url: self.url.clone(),
-            receiver: self.receiver.clone(),
-            now: self.now.clone(),
-            session: None,
-            waiting: VecDeque::new(),
-            commit: None,
-        };
-        Box::pin(async move { Ok(Box::new(connection) as Box<dyn SinkConnection>) })
+        Box::pin(async move {
+            let receiver = self.place.receiver().await;
+            let receiver = receiver.map_err(|error| refused(self.url(), &error.into()))?;
+            Ok(Box::new(DirectConnection {
+                url: self.url().to_owned(),
+                receiver: receiver.clone(),
+                now: self.now.clone(),
+                session: None,
+                waiting: VecDeque::new(),
+                commit: None,
+            }) as Box<dyn SinkConnection>)
+        })
+    }
+}
+
+fn refused(url: &str, error: &IngestError) -> SinkError {
+    SinkError::Refused {
+        peer: url.to_owned(),
+        cause: error.to_remote(),
     }
 }
 
@@ -67,13 +75,6 @@ struct DirectConnection {
 }
 
 impl DirectConnection {
-    fn refused(&self, error: &IngestError) -> SinkError {
-        SinkError::Refused {
-            peer: self.url.clone(),
-            cause: error.to_remote(),
-        }
-    }
-
     /// The commit under way, or one of the next segment that waits.
     fn next_commit(&mut self) -> Option<&mut Commit> {
         if self.commit.is_none()
@@ -100,7 +101,7 @@ impl SinkConnection for DirectConnection {
                 .receiver
                 .hello(&hello, &Peer::Direct, (self.now)())
                 .await;
-            let opened = opened.map_err(|error| self.refused(&error))?;
+            let opened = opened.map_err(|error| refused(&self.url, &error))?;
             self.session = opened.session;
             Ok(opened.reply)
         })
@@ -136,7 +137,7 @@ impl SinkConnection for DirectConnection {
                 }
                 Err(error) => {
                     self.waiting.clear();
-                    Err(self.refused(&error))
+                    Err(refused(&self.url, &error))
                 }
             }
         })

@@ -13,6 +13,7 @@ mod direct;
 mod error;
 mod hello;
 mod peer;
+mod place;
 mod server;
 mod session;
 
@@ -34,6 +35,7 @@ pub use direct::DirectSink;
 pub use error::IngestError;
 pub use hello::Opened;
 pub use peer::Peer;
+pub use place::Place;
 pub use server::{Conversation, Server, ServerLimits};
 pub use session::{Session, Verified};
 

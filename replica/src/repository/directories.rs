@@ -7,25 +7,36 @@
 //! of created.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::RepositoryError;
 
+/// Makes a folder's entries durable.
+pub(super) type SyncFolder = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
+
 /// The folders of one repository and which of them this process has synced.
-#[derive(Debug)]
 pub(super) struct Directories {
     root: PathBuf,
     synced: Mutex<HashSet<PathBuf>>,
+    sync_folder: Arc<SyncFolder>,
+}
+
+impl fmt::Debug for Directories {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Directories").field(&self.root).finish()
+    }
 }
 
 impl Directories {
-    pub(super) fn new(root: PathBuf) -> Self {
+    pub(super) fn new(root: PathBuf, sync_folder: Arc<SyncFolder>) -> Self {
         Self {
             root,
             synced: Mutex::default(),
+            sync_folder,
         }
     }
 
@@ -51,6 +62,7 @@ impl Directories {
         if wanted.is_empty() {
             return Ok(());
         }
+        let sync_folder = Arc::clone(&self.sync_folder);
         let work = move || -> Result<Vec<PathBuf>, RepositoryError> {
             let mut done = Vec::with_capacity(wanted.len());
             for folder in wanted {

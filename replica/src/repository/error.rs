@@ -69,6 +69,12 @@ pub enum RepositoryError {
         /// What the system said.
         source: io::Error,
     },
+    /// The bucket does not exist, or these credentials do not reach it.
+    #[error("{url}: there is no such bucket, or it cannot be seen with these credentials; create it, or mend the URL or AWS_… variables")]
+    NoBucket {
+        /// The repository.
+        url: String,
+    },
     /// The bucket does not create atomically.
     #[error(
         "{url} lets two writers create the same key (If-None-Match is not honoured): use a store that does"
@@ -103,6 +109,20 @@ impl RepositoryError {
     #[must_use]
     pub const fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. })
+    }
+
+    /// Whether the repository cannot be used until somebody changes URL, folder or store. All else
+    /// may end by itself.
+    #[must_use]
+    pub const fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::BadUrl { .. }
+                | Self::Folder { .. }
+                | Self::BadKey { .. }
+                | Self::NoBucket { .. }
+                | Self::NoCreateIfAbsent { .. }
+        )
     }
 
     /// Whether the key does not exist.

@@ -15,6 +15,10 @@ pub mod keys;
 mod open;
 
 #[cfg(test)]
+mod durability_tests;
+#[cfg(test)]
+mod probe_tests;
+#[cfg(test)]
 mod tests;
 
 use std::ops::Range;

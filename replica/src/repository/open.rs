@@ -2,22 +2,34 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path as FsPath, PathBuf};
+use std::path::{Component, Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use object_store::aws::{AmazonS3Builder, S3ConditionalPut};
+use futures::future::join_all;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{
+    ClientConfigKey, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+};
 
 use super::directories::{Directories, sync_folder};
-use super::{Repository, RepositoryError};
+use super::{Repository, RepositoryError, keys};
 
 /// Marker of a repository: version of the key scheme, created at the first opening.
 const MARKER: &str = "afterimage-repository";
 const MARKER_CONTENT: &[u8] = b"afterimage repository 1\n";
+
+/// Writers that a probe lets race for one key.
+const PROBE_WRITERS: usize = 8;
+/// How often, and for how long, the client of a bucket tries a request again before it fails.
+const RETRIES: usize = 3;
+const RETRY_FOR: Duration = Duration::from_secs(20);
+/// One request, with the upload of a whole segment, may take so long.
+const REQUEST_TIMEOUT: &str = "120 seconds";
 
 impl Repository {
     /// Opens a repository for reading and writing: `file:///folder` (created when absent) or
@@ -29,15 +41,21 @@ impl Repository {
     /// Says what about the URL, folder or bucket is wrong.
     pub async fn open(url: &str) -> Result<Self, RepositoryError> {
         let repository = if let Some(folder) = folder_of(url) {
-            Self::open_folder(&folder, url)?
-        } else if url.starts_with("s3://") {
+            let repository = Self::open_folder(&folder, url)?;
+            // A full disk can be read: nothing is written that is there.
+            if repository
+                .get(MARKER)
+                .await
+                .is_ok_and(|held| held == MARKER_CONTENT)
+            {
+                repository.resync(MARKER).await?;
+                return Ok(repository);
+            }
+            repository
+        } else {
             let repository = open_bucket(url)?;
             repository.probe().await?;
             repository
-        } else {
-            return Err(RepositoryError::BadUrl {
-                url: url.to_owned(),
-            });
         };
         repository
             .create(MARKER, Bytes::from_static(MARKER_CONTENT))
@@ -55,12 +73,8 @@ impl Repository {
                 return Err(RepositoryError::Folder { folder, source });
             }
             Self::on_folder(&folder, url)?
-        } else if url.starts_with("s3://") {
-            open_bucket(url)?
         } else {
-            return Err(RepositoryError::BadUrl {
-                url: url.to_owned(),
-            });
+            open_bucket(url)?
         };
         repository.get(MARKER).await?;
         Ok(repository)
@@ -83,7 +97,7 @@ impl Repository {
                 source,
             })?
             .with_fsync(true);
-        let directories = Directories::new(folder.to_path_buf());
+        let directories = Directories::new(folder.to_path_buf(), Arc::new(sync_folder));
         Ok(Self {
             store: Arc::new(store),
             directories: Some(Arc::new(directories)),
@@ -91,27 +105,50 @@ impl Repository {
         })
     }
 
-    /// Creates one key twice: a store that agrees both times would lose segments.
-    async fn probe(&self) -> Result<(), RepositoryError> {
-        let key = Path::from(format!("probe-{}", uuid::Uuid::new_v4()));
-        let put = |content: &'static [u8]| {
+    /// Lets several writers create one key at once: a store that agrees with two of them, or that
+    /// then holds what a loser wrote, would lose segments.
+    pub(super) async fn probe(&self) -> Result<(), RepositoryError> {
+        let name = format!("probe-{}", uuid::Uuid::new_v4());
+        let key = Path::from(name.as_str());
+        let put = |content: usize| {
             let options = PutOptions {
                 mode: PutMode::Create,
                 ..PutOptions::default()
             };
+            let content = Bytes::from(content.to_string());
             self.store
-                .put_opts(&key, PutPayload::from_static(content), options)
+                .put_opts(&key, PutPayload::from_bytes(content), options)
         };
-        let wrap =
-            |source| RepositoryError::store(self, key.as_ref(), "probe the bucket with", source);
-        put(b"first").await.map_err(wrap)?;
-        let second = put(b"second").await;
+        let mut outcomes = join_all((0..PROBE_WRITERS).map(put)).await;
+        // At rest, too, a key that exists is taken.
+        outcomes.push(put(PROBE_WRITERS).await);
+        let held = self.get(&name).await;
         // A probe that stays behind harms nobody.
         let _ = self.store.delete(&key).await;
-        match second {
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-            Err(source) => Err(wrap(source)),
-            Ok(_) => Err(RepositoryError::NoCreateIfAbsent {
+        let mut winners = Vec::new();
+        for (writer, outcome) in outcomes.into_iter().enumerate() {
+            match outcome {
+                Ok(_) => winners.push(writer),
+                Err(object_store::Error::AlreadyExists { .. }) => {}
+                Err(object_store::Error::NotFound { .. }) => {
+                    return Err(RepositoryError::NoBucket {
+                        url: self.url().to_owned(),
+                    });
+                }
+                Err(source) => {
+                    return Err(RepositoryError::store(
+                        self,
+                        &name,
+                        "probe the bucket with",
+                        source,
+                    ));
+                }
+            }
+        }
+        let held = held?;
+        match winners.as_slice() {
+            [winner] if held == winner.to_string() => Ok(()),
+            _ => Err(RepositoryError::NoCreateIfAbsent {
                 url: self.url().to_owned(),
             }),
         }
@@ -122,24 +159,44 @@ impl Repository {
 fn folder_of(url: &str) -> Option<PathBuf> {
     let rest = url.strip_prefix("file:")?;
     let path = rest.strip_prefix("//").unwrap_or(rest);
-    (path.starts_with('/') && !path.contains('\0')).then(|| PathBuf::from(path))
+    let path = (path.starts_with('/') && !path.contains('\0')).then(|| PathBuf::from(path))?;
+    // Two URLs of one folder would be two targets.
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    (!goes_up).then_some(path)
+}
+
+/// Bucket and prefix of a URL of kind `s3:`. Both are made of plain parts only.
+fn bucket_of(url: &str) -> Option<(&str, &str)> {
+    let rest = url.strip_prefix("s3://")?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let plain = keys::check(bucket).is_ok() && (prefix.is_empty() || keys::check(prefix).is_ok());
+    plain.then_some((bucket, prefix))
 }
 
 fn open_bucket(url: &str) -> Result<Repository, RepositoryError> {
     // The process may have chosen a provider already; either is fine.
     let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
-    let rest = url.strip_prefix("s3://").unwrap_or(url);
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    if bucket.is_empty() {
+    let Some((bucket, prefix)) = bucket_of(url) else {
         return Err(RepositoryError::BadUrl {
             url: url.to_owned(),
         });
-    }
+    };
     let plain = std::env::var("AWS_ENDPOINT_URL").is_ok_and(|url| url.starts_with("http://"));
     let store = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
         .with_allow_http(plain)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
+        // Shipping tries again by itself, and says so meanwhile.
+        .with_retry(RetryConfig {
+            max_retries: RETRIES,
+            retry_timeout: RETRY_FOR,
+            ..RetryConfig::default()
+        })
+        .with_config(
+            AmazonS3ConfigKey::Client(ClientConfigKey::Timeout),
+            REQUEST_TIMEOUT,
+        )
         .build()
         .map_err(|source| RepositoryError::Store {
             url: url.to_owned(),
@@ -147,7 +204,7 @@ fn open_bucket(url: &str) -> Result<Repository, RepositoryError> {
             action: "open",
             source,
         })?;
-    let store: Arc<dyn ObjectStore> = match prefix.trim_matches('/') {
+    let store: Arc<dyn ObjectStore> = match prefix {
         "" => Arc::new(store),
         prefix => Arc::new(PrefixStore::new(store, prefix)),
     };

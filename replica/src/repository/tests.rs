@@ -72,11 +72,18 @@ fn what_is_no_repository_is_refused() {
     std::fs::write(&file, b"x").expect("written");
     block_on(async {
         for url in [
+            // None of them is even tried: no credentials, no server, no folder is looked for.
             "/srv/repo",
             "http://x/y",
             "file:relative",
             "s3://",
             "file://x\0y",
+            "file:///srv/../etc",
+            "s3://bucket/../other",
+            "s3://../bucket",
+            "s3://bucket/a\0b",
+            "s3://bucket/a//b",
+            "s3://bucket/.hidden",
             "",
         ] {
             let opened = Repository::open(url).await;

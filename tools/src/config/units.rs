@@ -185,13 +185,13 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, UnitError> {
         let wrong = || UnitError::Target(text.to_owned());
         if let Some(path) = text.strip_prefix("file://") {
-            if !path.starts_with('/') || path.contains('\0') {
+            if !path.starts_with('/') || !is_plain(path) {
                 return Err(wrong());
             }
             return Ok(Self::Folder(path.into()));
         }
         if let Some(rest) = text.strip_prefix("s3://") {
-            if rest.is_empty() || rest.starts_with('/') {
+            if rest.is_empty() || rest.starts_with('/') || !is_plain(rest) {
                 return Err(wrong());
             }
             return Ok(Self::Bucket(text.to_owned()));
@@ -210,6 +210,11 @@ impl FromStr for Target {
     }
 }
 parsed_from_string!(Target);
+
+/// Whether a path leads nowhere but down, and ends where it seems to.
+fn is_plain(path: &str) -> bool {
+    !path.contains('\0') && path.split('/').all(|part| part != "..")
+}
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -294,6 +299,12 @@ mod tests {
             "afterimage://h",
             "afterimage://:1",
             "ftp://x/y",
+            "file:///srv/../etc",
+            "file:///srv/..",
+            "file:///srv/re\0po",
+            "s3://bucket/../other",
+            "s3://bucket/a\0",
+            "s3://..",
         ] {
             assert!(wrong.parse::<Target>().is_err(), "{wrong}");
         }

@@ -74,13 +74,15 @@ impl Daemon {
         })
     }
 
-    fn receiver(&self, group: &str) -> Result<&Receiver, ApiError> {
+    async fn receiver(&self, group: &str) -> Result<&Receiver, ApiError> {
         let found = self.receivers.for_images(&self.config, group);
-        found.ok_or_else(|| {
+        let found = found.ok_or_else(|| {
             ApiError::NotFound(format!(
                 "no repository of this machine has the history of '{group}'; ask the replica"
             ))
-        })
+        })?;
+        let receiver = found.receiver().await;
+        receiver.map_err(|error| ApiError::Failed(error.to_string()))
     }
 
     async fn status_of(&self, wanted: Option<&str>) -> Result<StatusReport, ApiError> {
@@ -120,7 +122,9 @@ impl Daemon {
     /// Groups of the replica's repository. Trouble with one is told in the log, not hidden in a
     /// failure of all.
     async fn received(&self) -> Vec<ReceivedStatus> {
-        let Some(receiver) = self.receivers.of_replica(&self.config) else {
+        // Nobody waits here for one that is away.
+        let place = self.receivers.of_replica(&self.config);
+        let Some(receiver) = place.and_then(|place| place.opened()) else {
             return Vec::new();
         };
         let names = afterimage_replica::group::Group::names(receiver.repository()).await;
@@ -145,7 +149,7 @@ impl Daemon {
         let spec: Point = point
             .parse()
             .map_err(|e| ApiError::Invalid(format!("{e}")))?;
-        let history = self.receiver(group)?.group_by_name(group).await;
+        let history = self.receiver(group).await?.group_by_name(group).await;
         let history = history.map_err(not_found_or_failed)?;
         let at = resolve(&history, &spec.0).await;
         let at = at.map_err(|error| ApiError::NotFound(error.to_string()))?;
@@ -235,7 +239,7 @@ impl Control for Daemon {
 
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList> {
         Box::pin(async move {
-            let found = self.receiver(group)?.group_by_name(group).await;
+            let found = self.receiver(group).await?.group_by_name(group).await;
             let found = found.map_err(not_found_or_failed)?;
             Ok(history::list(&found))
         })

@@ -91,8 +91,8 @@ async fn serve(config: Arc<Config>, accept: Accept, passed: Passed) -> anyhow::R
     let receivers = Receivers::open(&config).await?;
     let stop = CancellationToken::new();
     let replica = match (&config.replica, receivers.of_replica(&config)) {
-        (Some(replica), Some(receiver)) => {
-            targets::listen(replica, receiver.clone(), stop.clone()).await?
+        (Some(replica), Some(place)) => {
+            targets::listen(replica, Arc::clone(place), stop.clone()).await?
         }
         _ => None,
     };

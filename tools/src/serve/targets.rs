@@ -12,10 +12,11 @@ use afterimage_proxy::ship::sink::Sink;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::ship::task::ShipTask;
 use afterimage_proxy::tls::{EndpointFiles, TlsError, client_config, server_config};
-use afterimage_replica::receive::{DirectSink, NowNs, Receiver, Server, ServerLimits};
-use afterimage_replica::repository::{Repository, RepositoryError};
-use std::collections::HashMap;
+use afterimage_replica::receive::{DirectSink, NowNs, Place, Receiver, Server, ServerLimits};
+use afterimage_replica::repository::RepositoryError;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -26,17 +27,17 @@ use crate::config::schema::Replica;
 use crate::config::units::Target;
 use crate::config::{Config, GroupConfig, SinkConfig};
 
+/// A start waits so long for a repository to answer.
+const OPENING: Duration = Duration::from_secs(10);
+/// Pause between attempts to open the repository that primaries ship to.
+const OPENING_PAUSE: Duration = Duration::from_secs(5);
+
 /// Why a target or the replica cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TargetError {
     /// A repository.
-    #[error("repository {url}: {source}")]
-    Repository {
-        /// Its URL.
-        url: String,
-        /// Why.
-        source: RepositoryError,
-    },
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
     /// Certificates.
     #[error("TLS of {url}: {source}")]
     Tls {
@@ -61,37 +62,34 @@ pub(super) enum TargetError {
     Schedule(#[from] ScheduleError),
 }
 
-/// The receivers of this process, by URL.
+/// The repositories of this process, by URL.
 #[derive(Debug, Default)]
-pub(super) struct Receivers(HashMap<String, Receiver>);
+pub(super) struct Receivers(HashMap<String, Arc<Place>>);
 
 impl Receivers {
-    /// Opens every repository that the configuration names.
+    /// Opens every repository that the configuration names. One that is away is opened later, by
+    /// who needs it: guests do not wait for it.
     ///
     /// # Errors
-    /// Names the repository.
+    /// Names a repository that cannot be used as it is configured.
     pub(super) async fn open(config: &Config) -> Result<Self, TargetError> {
-        let mut receivers = HashMap::new();
         let sinks = config.groups.iter().flat_map(|group| &group.to);
         let replica = config.replica.as_ref().map(|r| r.repository.get_ref());
-        for url in sinks.map(|sink| &sink.url).chain(replica) {
-            let name = url.to_string();
-            if matches!(url, Target::Replica { .. }) || receivers.contains_key(&name) {
-                continue;
-            }
-            let opened = Repository::open(&name).await;
-            let repository = opened.map_err(|source| TargetError::Repository {
-                url: name.clone(),
-                source,
-            })?;
-            receivers.insert(name, Receiver::new(repository));
-        }
-        Ok(Self(receivers))
+        let urls = sinks.map(|sink| &sink.url).chain(replica);
+        let names = urls.filter(|url| !matches!(url, Target::Replica { .. }));
+        let names: HashSet<String> = names.map(ToString::to_string).collect();
+        let places = names.into_iter().map(|url| {
+            let place = Arc::new(Place::new(&url));
+            (url, place)
+        });
+        let places: HashMap<String, Arc<Place>> = places.collect();
+        futures::future::try_join_all(places.values().map(try_open)).await?;
+        Ok(Self(places))
     }
 
-    /// The receiver of the repository that images come from.
+    /// The repository that images come from.
     #[must_use]
-    pub(super) fn for_images(&self, config: &Config, group: &str) -> Option<&Receiver> {
+    pub(super) fn for_images(&self, config: &Config, group: &str) -> Option<&Arc<Place>> {
         // A group of this site: its own repository. Else what others ship here.
         let own = config.group(group).into_iter().flat_map(|group| &group.to);
         let own = own.map(|sink| &sink.url);
@@ -100,17 +98,17 @@ impl Receivers {
             .find_map(|url| self.0.get(&url.to_string()))
     }
 
-    /// The receiver of the replica's repository.
+    /// The replica's repository.
     #[must_use]
-    pub(super) fn of_replica(&self, config: &Config) -> Option<&Receiver> {
+    pub(super) fn of_replica(&self, config: &Config) -> Option<&Arc<Place>> {
         let url = config.replica.as_ref()?.repository.get_ref().to_string();
         self.0.get(&url)
     }
 
     fn sink(&self, sink: &SinkConfig) -> Result<Arc<dyn Sink>, TargetError> {
         let url = sink.url.to_string();
-        if let Some(receiver) = self.0.get(&url) {
-            return Ok(Arc::new(DirectSink::new(&url, receiver.clone(), clock())));
+        if let Some(place) = self.0.get(&url) {
+            return Ok(Arc::new(DirectSink::new(Arc::clone(place), clock())));
         }
         let tls = sink
             .tls
@@ -130,6 +128,22 @@ impl Receivers {
             RemoteTimes::default(),
         )?))
     }
+}
+
+/// One attempt to open a repository at the start.
+async fn try_open(place: &Arc<Place>) -> Result<(), TargetError> {
+    let own = Arc::clone(place);
+    // It goes on when nobody waits for it any longer.
+    let attempt = tokio::spawn(async move { own.receiver().await.map(|_| ()) });
+    let why = match tokio::time::timeout(OPENING, attempt).await {
+        Ok(Ok(Ok(()))) => return Ok(()),
+        Ok(Ok(Err(error))) if error.is_lasting() => return Err(error.into()),
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(broken)) => broken.to_string(),
+        Err(_) => format!("no answer within {} s", OPENING.as_secs()),
+    };
+    tracing::warn!(repository = %place.url(), %why, "the repository is away; it is tried again");
+    Ok(())
 }
 
 /// The sinks of a group.
@@ -184,13 +198,14 @@ pub(super) fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
     }
 }
 
-/// Listens for primaries until `stop`. None when the replica does not listen.
+/// Listens for primaries until `stop`, once the repository is open. None when the replica does not
+/// listen.
 ///
 /// # Errors
 /// Names the address or the file.
 pub(super) async fn listen(
     replica: &Replica,
-    receiver: Receiver,
+    place: Arc<Place>,
     stop: CancellationToken,
 ) -> Result<Option<tokio::task::JoinHandle<()>>, TargetError> {
     let (Some(address), Some(tls)) = (replica.listen, &replica.tls) else {
@@ -204,9 +219,27 @@ pub(super) async fn listen(
     })?;
     let listener = TcpListener::bind(address).await;
     let listener = listener.map_err(|source| TargetError::Listen { address, source })?;
-    let server = Server::new(receiver, tls, ServerLimits::default(), clock());
     tracing::info!(%address, "listening for primaries");
-    Ok(Some(tokio::spawn(server.run(listener, stop))))
+    Ok(Some(tokio::spawn(async move {
+        let Some(receiver) = stop.run_until_cancelled(wait_for(&place)).await else {
+            return;
+        };
+        let server = Server::new(receiver, tls, ServerLimits::default(), clock());
+        server.run(listener, stop).await;
+    })))
+}
+
+/// The receiver, however long that takes.
+async fn wait_for(place: &Place) -> Receiver {
+    loop {
+        match place.receiver().await {
+            Ok(receiver) => return receiver.clone(),
+            Err(error) => {
+                tracing::warn!(%error, "primaries have to wait for the repository");
+                tokio::time::sleep(OPENING_PAUSE).await;
+            }
+        }
+    }
 }
 
 fn clock() -> NowNs {

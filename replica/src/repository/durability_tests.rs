@@ -132,7 +132,10 @@ async fn what_could_not_be_synced_is_written_anew() {
     assert!(
         matches!(
             modes.as_slice(),
-            [(PutMode::Create, After::Fails), (PutMode::Overwrite, After::Succeeds)]
+            [
+                (PutMode::Create, After::Fails),
+                (PutMode::Overwrite, After::Succeeds)
+            ]
         ),
         "{modes:?}"
     );

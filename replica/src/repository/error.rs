@@ -70,7 +70,9 @@ pub enum RepositoryError {
         source: io::Error,
     },
     /// The bucket does not exist, or these credentials do not reach it.
-    #[error("{url}: there is no such bucket, or it cannot be seen with these credentials; create it, or mend the URL or AWS_… variables")]
+    #[error(
+        "{url}: there is no such bucket, or it cannot be seen with these credentials; create it, or mend the URL or AWS_… variables"
+    )]
     NoBucket {
         /// The repository.
         url: String,

@@ -147,6 +147,8 @@ pub struct StorageFile {
     buffered: Option<OwnedFd>,
     block_device: bool,
     direct: bool,
+    /// Has locks to give up.
+    locked: bool,
     /// Offsets and lengths on `main` are multiples of this.
     align: u32,
     /// Best methods not yet known to be unsupported: for punching, and for zeroing in place.
@@ -219,6 +221,7 @@ impl StorageFile {
             buffered: None,
             block_device,
             direct,
+            locked: options.locking != Locking::None,
             punch: AtomicU8::new(ZeroMethod::Punch as u8),
             zero: AtomicU8::new(ZeroMethod::ZeroRange as u8),
         };
@@ -433,6 +436,19 @@ impl StorageFile {
     pub(super) fn force_align(&mut self, align: u32) {
         self.align = align;
         self.buffered = self.open_buffered(&OpenOptions::image()).ok();
+    }
+}
+
+impl Drop for StorageFile {
+    /// Who holds a file in use (an io_uring) holds it until it has seen the end of all its I/O, so
+    /// no write can land after the locks are gone.
+    fn drop(&mut self) {
+        if self.locked {
+            locks::unlock(self.main.as_fd());
+            if let Some(buffered) = &self.buffered {
+                locks::unlock(buffered.as_fd());
+            }
+        }
     }
 }
 

@@ -183,6 +183,13 @@ fn try_lock_image(file: BorrowedFd<'_>, used: u8, unshared: u8) -> io::Result<bo
     Ok(true)
 }
 
+/// Gives up every lock of this description. For when nothing of its I/O is in flight any more: the
+/// kernel may keep the description, and with it the locks, for a while after the last completion.
+pub(super) fn unlock(file: BorrowedFd<'_>) {
+    // Unlocking what is not locked is no error; what fails here goes with the description.
+    let _ = set_lock(file, libc::F_UNLCK, 0, 0);
+}
+
 fn unlock_image(file: BorrowedFd<'_>) {
     // Unlocking what is not locked is no error; what fails here goes with the description.
     let _ = set_lock(

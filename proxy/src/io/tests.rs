@@ -545,3 +545,19 @@ fn an_event_wakes_and_a_timeout_ends_the_wait() {
     assert_eq!(uring.enter(Wait::No).expect("works"), 0);
     drop((sockets, uring));
 }
+
+/// A thread keeps a registered ring alive although it was dropped, at most 16 of them; and such a
+/// ring may hold the last files of its operations, with their locks, for as long.
+#[test]
+fn a_dropped_ring_leaves_nothing_with_its_thread() {
+    for _ in 0..40 {
+        drop(Uring::new().expect("io_uring"));
+    }
+    let ring = io_uring::IoUring::new(2).expect("io_uring");
+    let mut submitter = ring.submitter();
+    match submitter.register_ring_fd() {
+        Ok(()) => submitter.unregister_ring_fd().expect("just registered"),
+        // A kernel before 5.18 has no such thing.
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{error}"),
+    }
+}

@@ -315,11 +315,9 @@ fn build_ring_with(entries: u32) -> io::Result<IoUring> {
             _ => {}
         }
         match builder.build(entries) {
-            Ok(ring) => {
-                // Saves the look-up of the descriptor at each enter (5.18); fine without.
-                let _ = ring.submitter().register_ring_fd();
-                return Ok(ring);
-            }
+            // Its descriptor is not registered with the thread: the thread would then keep the
+            // ring alive, and with it files whose last operations the kernel has not let go of.
+            Ok(ring) => return Ok(ring),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
             Err(error) => return Err(error),
         }

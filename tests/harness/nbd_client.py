@@ -1,18 +1,12 @@
 """A small NBD client of our own, for what no finished client can be told to do.
 
 `Connection` speaks the protocol by hand (fixed newstyle, simple replies), so a
-check can stall, cut or garble it anywhere. `ResendingClient` behaves as QEMU
-with `reconnect-delay`: it keeps requests in flight, reconnects when the server
-dies and sends again exactly what was not answered; it knows afterwards what
-every block must hold.
+check can stall, cut or garble it anywhere. The clients that write for long are
+in `resending_client`.
 """
 
-import hashlib
-import random
 import socket
 import struct
-import threading
-import time
 
 from harness.process import CheckFailed, expect
 
@@ -157,140 +151,3 @@ class Connection:
         error = self.call(READ, offset, length)
         expect(error == 0, f"read of {length} at {offset}: errno {error}")
         return self.receive(length)
-
-
-def block_content(seed, block, version):
-    """What a block holds in its nth version; version 0 is never written: zeroes."""
-    if version == 0:
-        return bytes(BLOCK)
-    digest = hashlib.blake2b(f"{seed}/{block}/{version}".encode(), digest_size=32).digest()
-    return (digest * (BLOCK // 32))[:BLOCK]
-
-
-class ResendingClient:
-    """Writes on several connections until told to stop; survives the server's death.
-
-    Each connection has blocks of its own (block % connections), so the newest
-    version of a block is well defined. `verify` reads everything back.
-    """
-
-    def __init__(self, path, export, *, blocks, connections=4, depth=16, seed=1):
-        self.path, self.export, self.seed = path, export, seed
-        self.blocks, self.connections, self.depth = blocks, connections, depth
-        self.answered = [0] * blocks
-        self.answered_writes = self.reconnects = 0
-        self._next_version = [0] * blocks
-        self._stop, self._stay_away = threading.Event(), threading.Event()
-        self._threads, self._errors = [], []
-        self._lock = threading.Lock()
-
-    def start(self):
-        """Begin writing."""
-        for number in range(self.connections):
-            thread = threading.Thread(target=self._run, args=(number,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return self
-
-    def finish(self):
-        """Stop, and wait until every request in flight has been answered."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(300)
-            expect(not thread.is_alive(), "the client's connections finish")
-        self.check()
-
-    def check(self):
-        """Fail if a connection has failed for good."""
-        if self._errors:
-            raise CheckFailed(f"a connection failed: {self._errors[0]}")
-
-    def stay_away(self):
-        """Do not reconnect after the next disconnect: the client is gone for good."""
-        self._stay_away.set()
-
-    def _connect(self):
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                return Connection(self.path, patience_seconds=120).open_export(self.export)
-            except (OSError, ConnectionError, ExportRefused):
-                # Refused, too: a server that is about to end says so, and QEMU tries again.
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def _run(self, number):
-        try:
-            self._write_until_stopped(number, random.Random(f"{self.seed}/{number}"))
-        except Exception as error:  # noqa: BLE001 - handed to finish()
-            self._errors.append(f"connection {number}: {error!r}")
-
-    def _write_until_stopped(self, number, dice):
-        connection, in_flight = self._connect(), {}
-        while in_flight or not self._stop.is_set():
-            try:
-                while len(in_flight) < self.depth and not self._stop.is_set():
-                    block = dice.randrange(number, self.blocks, self.connections)
-                    if any(block == other for other, _ in in_flight.values()):
-                        continue
-                    self._next_version[block] += 1
-                    connection.cookie += 1
-                    in_flight[connection.cookie] = (block, self._next_version[block])
-                    self._send(connection, connection.cookie, *in_flight[connection.cookie])
-                error, cookie = connection.reply()
-                expect(error == 0, f"write answered with errno {error}")
-                block, version = in_flight.pop(cookie)
-                self.answered[block] = version
-                with self._lock:
-                    self.answered_writes += 1
-            except (OSError, ConnectionError):
-                connection.close()
-                if self._stay_away.is_set():
-                    return
-                cookie, connection = connection.cookie, self._connect()
-                connection.cookie = cookie
-                with self._lock:
-                    self.reconnects += 1
-                self._send_again(connection, in_flight)
-        connection.close()
-
-    def _send(self, connection, cookie, block, version):
-        content = block_content(self.seed, block, version)
-        connection.request(WRITE, block * BLOCK, BLOCK, content, cookie=cookie)
-
-    def _send_again(self, connection, in_flight):
-        try:
-            for cookie, (block, version) in in_flight.items():
-                self._send(connection, cookie, block, version)
-        except (OSError, ConnectionError):
-            pass  # Dead again: the next turn of the loop notices and reconnects.
-
-    def verify(self, read):
-        """Compare every block with the version answered last, given `read(offset, length)`."""
-        for first in range(0, self.blocks, 256):
-            count = min(256, self.blocks - first)
-            content = read(first * BLOCK, count * BLOCK)
-            for block in range(first, first + count):
-                self.verify_block(block, content[(block - first) * BLOCK:][:BLOCK])
-
-    def verify_without_resend(self, read):
-        """Compare every written block when the client never came back.
-
-        A block may then also hold a version that was in flight: at the kill it had
-        been sent, but not answered.
-        """
-        for block in range(self.blocks):
-            if self.answered[block]:
-                self.verify_block(block, read(block * BLOCK, BLOCK), self._next_version[block])
-
-    def touched(self, block):
-        """Whether any version of the block was ever sent."""
-        return self._next_version[block] > 0
-
-    def verify_block(self, block, seen, newest=None):
-        """Compare one block: it must hold the version answered last, or up to `newest`."""
-        answered = self.answered[block]
-        newest = answered if newest is None else newest
-        if not any(seen == block_content(self.seed, block, version) for version in range(answered, newest + 1)):
-            raise CheckFailed(f"block {block} does not hold version {answered}, which was answered")

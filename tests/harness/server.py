@@ -7,6 +7,7 @@ away with the fixture. `QemuNbd` stands in for it where only the client half of
 a check is to be tried: AFTERIMAGE_TESTS_SERVER=qemu-nbd.
 """
 
+import http.client
 import json
 import os
 import shutil
@@ -146,8 +147,8 @@ class Afterimage:
         if self._own_ring_dir:
             shutil.rmtree(self.ring_dir, ignore_errors=True)
 
-    def spawn(self):
-        """Start the process without waiting for it to be ready."""
+    def spawn(self, under=()):
+        """Start the process without waiting for it to be ready; `under` is a command that execs it."""
         if self._notify is not None:
             self._notify.close()
         notify_path = self.folder / "notify.sock"
@@ -157,20 +158,28 @@ class Afterimage:
         self._notify.setblocking(False)
         environment = {**self.environment, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
         self.child = Child(
-            [binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment
+            [*under, binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment
         )
 
     def start(self):
         """Start the process and wait until it has recovered and says that it is ready."""
         self.spawn()
+        return self.wait_ready()
+
+    def said_ready(self):
+        """Whether the process has said that it is ready since this was asked last."""
+        try:
+            return b"READY=1" in self._notify.recv(4096)
+        except BlockingIOError:
+            return False
+
+    def wait_ready(self):
+        """Wait until a spawned process says that it is ready."""
 
         def ready():
             if not self.child.running():
                 raise CheckFailed(f"serve ended with {self.child.wait()}:\n{self.child.log_tail()}")
-            try:
-                return b"READY=1" in self._notify.recv(4096)
-            except BlockingIOError:
-                return False
+            return self.said_ready()
 
         wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
         return self
@@ -206,6 +215,16 @@ class Afterimage:
     def cli_json(self, *arguments):
         """Run a command with --json; returns the document."""
         return json.loads(self.cli("--json", *arguments).stdout)
+
+    def api_status(self):
+        """The status document straight from the API's socket: quicker than the command, for polling."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(self.folder / "api.sock"))
+            client.sendall(b"GET /v1/status HTTP/1.1\r\nHost: afterimage\r\nConnection: close\r\n\r\n")
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            return json.loads(answer.read())
 
     def group_status(self, group="vm1"):
         """The group's part of `status --json`."""

@@ -20,7 +20,7 @@ TESTS = Path(__file__).resolve().parents[1]
 LOGS = TESTS.parent / "target/test-logs"
 LIMIT_SECONDS = 300
 AT_ONCE = 2
-NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk"}
+NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk", "write_log"}
 
 
 def scripts(folder, names):

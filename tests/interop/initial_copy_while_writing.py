@@ -2,8 +2,9 @@
 
 import os
 
-from harness.nbd_client import Connection, ResendingClient
+from harness.nbd_client import Connection
 from harness.process import expect_equal, run, say, scratch, wait_until
+from harness.resending_client import ResendingClient
 from harness.server import Afterimage
 
 

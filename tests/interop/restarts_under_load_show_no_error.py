@@ -1,7 +1,8 @@
 """SIGTERM and a new start in the middle of writes, several times: no client sees an error, nothing is lost."""
 
-from harness.nbd_client import Connection, ResendingClient
+from harness.nbd_client import Connection
 from harness.process import say, scratch, wait_until
+from harness.resending_client import ResendingClient
 from harness.server import Server
 
 

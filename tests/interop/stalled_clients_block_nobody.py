@@ -2,8 +2,9 @@
 
 import struct
 
-from harness.nbd_client import READ, REQUEST_MAGIC, WRITE, Connection, ResendingClient
+from harness.nbd_client import READ, REQUEST_MAGIC, WRITE, Connection
 from harness.process import expect_equal, say, scratch, wait_until
+from harness.resending_client import ResendingClient
 from harness.server import Server
 
 PAYLOAD = 32 << 20

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
-from harness.nbd_client import Connection, ResendingClient
+from harness.nbd_client import Connection
 from harness.process import expect, expect_equal, say, wait_until
+from harness.resending_client import ResendingClient
 
 SOCKET = "/run/afterimage/nbd.sock"
 KILLS = 5

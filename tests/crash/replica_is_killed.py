@@ -1,0 +1,122 @@
+"""kill -9 of a replica behind TLS at random moments, during intake and passes.
+
+After each restart it has every LSN that it ever acknowledged, every point that was ever
+listed is listed, and what they restore equals the disk of that moment. The primary is
+killed now and then as well, and its log overflows once, so that a pass bridges a gap.
+The guest never sees an error.
+"""
+# limit: 5400
+
+import os
+import random
+import shutil
+import time
+from collections import Counter
+
+from harness.nbd_client import BLOCK, Connection
+from harness.process import expect, expect_equal, say, scratch, wait_until
+from harness.resending_client import MixedClient
+from harness.sites import Certificates, primary, replica
+
+FULL = bool(os.environ.get("AFTERIMAGE_TESTS_FULL"))
+ROUNDS = 500 if FULL else 15
+SEED = int(os.environ.get("AFTERIMAGE_TESTS_SEED", "1"))
+BLOCKS = 1024
+OPENED_PER_ROUND = 2
+
+dice = random.Random(f"replica/{SEED}")
+counts = Counter()
+listed, quiet = {}, {}  # label -> LSN; label -> versions
+
+
+def target(site):
+    """The primary's view of the replica."""
+    return site.api_status()["groups"][0]["targets"][0]
+
+
+def check_points(dr, folder, client, acked):
+    """Nothing acknowledged is missing, nothing listed has vanished, some points equal the model."""
+    points = dr.points()
+    if acked:
+        newest = dr.api_status()["received"][0]["last_lsn"]
+        expect(newest >= acked, f"LSN {acked} was acknowledged, the newest is {newest}: {points['spans']}")
+    seen = {point["label"]: point["lsn"] for point in points["points"] if point.get("label")}
+    expect_equal({label: seen.get(label) for label in listed}, listed, "points that were listed before")
+    listed.update(seen)
+    ready = [label for label in quiet if label in seen]
+    for label in dice.sample(ready, min(OPENED_PER_ROUND, len(ready))):
+        counts["points opened and compared"] += 1
+        with open(dr.restore(label, folder / f"restored-{counts['points opened and compared']}") / "vda.raw", "rb") as file:
+            for block, version in enumerate(quiet[label]):
+                expect(file.read(BLOCK) == client.content(block, version), f"{label}: block {block}")
+        shutil.rmtree(folder / f"restored-{counts['points opened and compared']}")
+        
+
+def overflow(site, client):
+    """Write until records must leave the log unshipped."""
+    client.start()
+    wait_until(lambda: client.check() or target(site)["gap"], "the log to overflow", 300)
+    client.finish()
+    counts["gaps"] += 1
+
+
+with scratch() as folder:
+    certificates = Certificates(folder / "ca")
+    dr = replica(folder, certificates)
+    site = primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": BLOCKS * BLOCK}},
+                   log="16MiB", ring="4MiB", ship_interval="20ms", group_lines='pass_rate = "4MiB"',
+                   create_backings=False)
+    client = MixedClient(site.socket, "vm1/vda", blocks=BLOCKS, connections=2, depth=8, seed=f"{SEED}/dr")
+    client.fill(site.backing())
+    with dr, site:
+        for number in range(ROUNDS):
+            # Kill the replica a few times while the client writes and segments and pass blocks travel.
+            client.start()
+            for _ in range(dice.randrange(1, 4)):
+                time.sleep(dice.uniform(0, 0.4))
+                state = target(site)
+                acked = state["acked_lsn"]
+                counts["kills within a pass"] += state.get("pass") is not None
+                dr.kill()
+                counts["kills of the replica"] += 1
+                if dice.random() < 0.2:
+                    dr.spawn()
+                    time.sleep(dice.uniform(0.01, 0.2))
+                    dr.kill()
+                    counts["kills of the replica while it starts"] += 1
+                dr.start()
+                check_points(dr, folder, client, acked)
+            if dice.random() < 0.15:
+                site.kill()
+                site.start()
+                counts["kills of the primary"] += 1
+            client.finish()
+            if number % 10 == 6:
+                dr.kill()
+                counts["kills of the replica"] += 1
+                overflow(site, client)
+                dr.start()
+            # Now and then the replica catches up and is killed in the middle of streaming; in between
+            # it is not left the time.
+            if number % 3 == 1:
+                site.wait_shipped()
+            site.checkpoint(f"quiet-{number}")
+            quiet[f"quiet-{number}"] = list(client.answered)
+            say(f"round {number}: {client.answered_writes} writes, {len(listed)} points, "
+                f"{target(site)['state']}")
+        site.wait_shipped()
+        lsn = site.checkpoint("end")
+        quiet["end"] = list(client.answered)
+        site.wait_shipped()
+        OPENED_PER_ROUND = 50
+        check_points(dr, folder, client, lsn)
+        expect("end" in listed, "the last checkpoint is listed")
+        dr.cli("verify", "vm1")
+        with Connection(site.socket).open_export("vm1/vda") as reader:
+            client.verify(reader.read)
+    counts.update({"writes answered": client.answered_writes, "points listed": len(listed)})
+    for what, count in sorted(counts.items()):
+        say(f"{what}: {count}")
+    say(f"seed {SEED}, {ROUNDS} rounds")
+    for kind in ("kills within a pass", "kills of the primary", "gaps", "points opened and compared"):
+        expect(counts[kind] > 0, f"the run had none of: {kind}")

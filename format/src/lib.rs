@@ -7,6 +7,7 @@
 
 pub mod chain;
 pub mod checkpoint;
+pub mod checkpoint_confirm;
 pub mod checksum;
 pub mod claim;
 pub mod cursor;

@@ -23,7 +23,7 @@ pub enum Op {
     PassEnd = 8,
     /// A disk has a new size.
     Resize = 9,
-    /// The guest confirmed the thaw of an earlier checkpoint. Number reserved.
+    /// What became of an earlier application-consistent checkpoint. One payload block holds its body.
     CheckpointConfirm = 10,
     /// The primary's disk was set back to an earlier point. Number reserved.
     Rewind = 11,

@@ -2,6 +2,7 @@
 
 use afterimage_format::chain::RecordChain;
 use afterimage_format::checkpoint::{CheckpointKind, CheckpointTrigger};
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_format::segment::{PassEndBody, SegmentIndex};
 use afterimage_format::wire::ActivePass;
@@ -16,8 +17,11 @@ pub struct Checkpoint {
     pub lsn: Lsn,
     /// The primary's clock, nanoseconds since 1970.
     pub wall_ns: u64,
-    /// How consistent it is.
+    /// How consistent it was meant to be.
     pub kind: CheckpointKind,
+    /// What became of it, if it was meant to be application-consistent and the record that says so
+    /// has come. Only what this confirms is application-consistent.
+    pub confirm: Option<CheckpointConfirmBody>,
     /// What made it.
     pub trigger: CheckpointTrigger,
     /// Its label; empty for none.

@@ -1,6 +1,7 @@
 //! One epoch: the segments under its keys, in order.
 
 use afterimage_format::chain::RecordChain;
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::{BLOCK_SIZE, Epoch as EpochNumber, LogId, Lsn};
 use afterimage_format::manifest::{DiskEntry, EpochEntry};
 use afterimage_format::op::Op;
@@ -299,11 +300,13 @@ impl Epoch {
                         lsn: record.lsn,
                         wall_ns: record.wall_ns,
                         kind: body.kind,
+                        confirm: None,
                         trigger: body.trigger,
                         label: body.label.clone(),
                         changed_bytes: std::mem::take(&mut base.changed_bytes),
                     });
                 }
+                (Op::CheckpointConfirm, Some(Event::Confirm(body))) => self.confirm(body),
                 _ => {}
             }
         }
@@ -311,6 +314,21 @@ impl Epoch {
             base.index.add_part(ordinal, segment, from, count);
         }
         warnings
+    }
+
+    /// Keeps what became of a checkpoint: the first word about it, whichever base it stands in.
+    fn confirm(&mut self, body: &CheckpointConfirmBody) {
+        for base in self.bases.iter_mut().rev() {
+            let found = base
+                .checkpoints
+                .binary_search_by_key(&body.checkpoint, |point| point.lsn);
+            if let Ok(at) = found {
+                base.checkpoints[at]
+                    .confirm
+                    .get_or_insert_with(|| body.clone());
+                return;
+            }
+        }
     }
 }
 

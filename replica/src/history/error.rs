@@ -1,6 +1,7 @@
 //! Why a segment is refused, and what is only said.
 
 use afterimage_format::checkpoint::CheckpointBodyError;
+use afterimage_format::checkpoint_confirm::CheckpointConfirmError;
 use afterimage_format::ids::{Epoch, GroupId, LogId, Lsn};
 use afterimage_format::segment::EventBodyError;
 use afterimage_format::wire::ErrorCode;
@@ -74,6 +75,14 @@ pub enum Refusal {
         /// What is wrong.
         source: CheckpointBodyError,
     },
+    /// The body of a checkpoint's confirmation cannot be read.
+    #[error("record {lsn}: {source}")]
+    Confirm {
+        /// The record.
+        lsn: Lsn,
+        /// What is wrong.
+        source: CheckpointConfirmError,
+    },
     /// The body of an event cannot be read.
     #[error("record {lsn}: {source}")]
     Body {
@@ -94,7 +103,9 @@ impl Refusal {
             Self::Diverged { .. } => ErrorCode::Diverged,
             Self::NoSuchPass { .. } | Self::PassOutOfStep { .. } => ErrorCode::PassMismatch,
             Self::OutOfDisk { .. } => ErrorCode::Disks,
-            Self::Body { .. } | Self::Checkpoint { .. } => ErrorCode::BadSegment,
+            Self::Body { .. } | Self::Checkpoint { .. } | Self::Confirm { .. } => {
+                ErrorCode::BadSegment
+            }
         }
     }
 }

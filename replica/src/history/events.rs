@@ -1,6 +1,7 @@
 //! Records of a segment that carry a body the history needs to read.
 
 use afterimage_format::checkpoint::CheckpointBody;
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::op::Op;
 use afterimage_format::segment::{IndexEntry, PassEndBody, SegmentIndex};
 
@@ -11,6 +12,8 @@ use super::error::Refusal;
 pub enum Event {
     /// A recovery point is named.
     Checkpoint(CheckpointBody),
+    /// What became of an application-consistent checkpoint.
+    Confirm(CheckpointConfirmBody),
     /// A pass has sent its last block.
     PassEnd(PassEndBody),
 }
@@ -23,7 +26,9 @@ impl Events {
     /// Records of the segment whose bodies are needed by [`Events::decode`].
     pub fn wanted(segment: &SegmentIndex) -> impl Iterator<Item = (usize, &IndexEntry)> {
         segment.entries.iter().enumerate().filter(|(_, entry)| {
-            matches!(entry.record.op, Op::Checkpoint | Op::PassEnd) && entry.payload.is_some()
+            let op = entry.record.op;
+            matches!(op, Op::Checkpoint | Op::CheckpointConfirm | Op::PassEnd)
+                && entry.payload.is_some()
         })
     }
 
@@ -42,6 +47,14 @@ impl Events {
                     Event::PassEnd(PassEndBody::decode(&body).map_err(|source| Refusal::Body {
                         lsn: entry.record.lsn,
                         source,
+                    })?)
+                }
+                Op::CheckpointConfirm => {
+                    Event::Confirm(CheckpointConfirmBody::decode(&body).map_err(|source| {
+                        Refusal::Confirm {
+                            lsn: entry.record.lsn,
+                            source,
+                        }
                     })?)
                 }
                 _ => Event::Checkpoint(CheckpointBody::decode(&body).map_err(|source| {

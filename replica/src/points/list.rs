@@ -5,7 +5,7 @@ use serde::Serialize;
 use afterimage_format::checkpoint::{CheckpointKind, CheckpointTrigger};
 use afterimage_format::ids::Lsn;
 
-use crate::history::{Base, Epoch, History, Position};
+use crate::history::{Base, Checkpoint, Epoch, History, Position};
 
 /// A named recovery point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,14 +18,31 @@ pub struct Point {
     pub lsn: u64,
     /// Primary's clock, nanoseconds since 1970.
     pub time_ns: u64,
-    /// `crash` or `application`.
+    /// `crash` or `application`: the latter only if the guest confirmed the thaw.
     pub kind: &'static str,
+    /// How the guest's freeze went, if one was wanted.
+    pub freeze: Option<Freeze>,
     /// `request` or `schedule`.
     pub trigger: &'static str,
     /// Its label; empty for none.
     pub label: String,
     /// Bytes written since the checkpoint before it (or the first readable moment).
     pub changed_bytes: u64,
+}
+
+/// How a guest's freeze went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Freeze {
+    /// What was frozen, separated by spaces.
+    pub frozen: String,
+    /// What could not be frozen, separated by spaces.
+    pub skipped: String,
+    /// From the freeze asked to the thaw answered; 0 if it did not come to that.
+    pub window_ns: u64,
+    /// The primary's share of it.
+    pub own_ns: u64,
+    /// Why the point stayed crash-consistent; none if it did not.
+    pub reason: Option<String>,
 }
 
 /// Every record from the first to the last is a recovery point.
@@ -185,7 +202,8 @@ impl PointList {
                 epoch: epoch.number.0,
                 lsn: point.lsn.0,
                 time_ns: point.wall_ns,
-                kind: kind_name(point.kind),
+                kind: kind_name(point),
+                freeze: freeze(point),
                 trigger: trigger_name(point.trigger),
                 label: point.label.clone(),
                 changed_bytes: point.changed_bytes,
@@ -214,10 +232,34 @@ fn text(epoch: u64, lsn: u64) -> String {
 }
 
 /// Name of a kind in lists. An application checkpoint counts as one only once it is confirmed.
-const fn kind_name(kind: CheckpointKind) -> &'static str {
-    match kind {
-        CheckpointKind::Crash | CheckpointKind::Application => "crash",
+fn kind_name(point: &Checkpoint) -> &'static str {
+    let confirmed = point.confirm.as_ref().is_some_and(|body| body.confirmed);
+    match point.kind {
+        CheckpointKind::Application if confirmed => "application",
+        CheckpointKind::Application | CheckpointKind::Crash => "crash",
     }
+}
+
+fn freeze(point: &Checkpoint) -> Option<Freeze> {
+    if point.kind == CheckpointKind::Crash {
+        return None;
+    }
+    let Some(body) = &point.confirm else {
+        return Some(Freeze {
+            frozen: String::new(),
+            skipped: String::new(),
+            window_ns: 0,
+            own_ns: 0,
+            reason: Some("no confirmation has come".to_owned()),
+        });
+    };
+    Some(Freeze {
+        frozen: body.frozen.clone(),
+        skipped: body.skipped.clone(),
+        window_ns: body.window_ns,
+        own_ns: body.own_ns,
+        reason: (!body.confirmed).then(|| body.reason.clone()),
+    })
 }
 
 const fn trigger_name(trigger: CheckpointTrigger) -> &'static str {

@@ -176,6 +176,57 @@ fn the_list_says_what_there_is() {
 }
 
 #[test]
+fn a_point_is_application_consistent_only_once_that_was_confirmed() {
+    let receiver = Receiver::new(Repository::in_memory());
+    let mut primary = Primary::new(1);
+    block_on(async {
+        let (mut session, resume) = primary.connect(&receiver).await.expect("a session");
+        primary.catch_up(&mut session, resume).await.expect("all");
+        let kinds = |session: &crate::receive::Session| {
+            let list = PointList::of(&session.group().history());
+            let one = |point: &crate::points::Point| {
+                let freeze = point.freeze.as_ref();
+                (point.kind, freeze.and_then(|f| f.reason.clone()))
+            };
+            list.checkpoints.iter().map(one).collect::<Vec<_>>()
+        };
+        let waits = || ("crash", Some("no confirmation has come".to_owned()));
+
+        let first = primary.application_checkpoint("a");
+        let second = primary.application_checkpoint("b");
+        let plain = primary.checkpoint("c");
+        let resume = session.resume();
+        primary.catch_up(&mut session, resume).await.expect("all");
+        assert_eq!(kinds(&session), [waits(), waits(), ("crash", None)]);
+
+        // In a later segment, the newer first; a plain checkpoint cannot be raised.
+        primary.confirm(second, Some("froze nothing"));
+        primary.confirm(first, None);
+        primary.confirm(plain, None);
+        // The first word counts; one about no checkpoint changes nothing.
+        primary.confirm(second, None);
+        primary.confirm(first + 1000, None);
+        let resume = session.resume();
+        primary.catch_up(&mut session, resume).await.expect("all");
+        let expected = [
+            ("application", None),
+            ("crash", Some("froze nothing".to_owned())),
+            ("crash", None),
+        ];
+        assert_eq!(kinds(&session), expected);
+    });
+
+    // The same from the repository alone, in a process that starts anew.
+    let again = Receiver::new(receiver.repository().clone());
+    let group = block_on(again.group(primary.group)).expect("a group");
+    let list = PointList::of(&group.history());
+    let kinds: Vec<&str> = list.checkpoints.iter().map(|point| point.kind).collect();
+    assert_eq!(kinds, ["application", "crash", "crash"]);
+    let freeze = list.checkpoints[0].freeze.as_ref().expect("known");
+    assert_eq!((freeze.window_ns, freeze.frozen.as_str()), (7, "/"));
+}
+
+#[test]
 fn a_clock_that_jumps_back_makes_times_ambiguous_not_wrong() {
     let receiver = Receiver::new(Repository::in_memory());
     let mut primary = Primary::new(1);

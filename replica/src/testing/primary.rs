@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use afterimage_format::chain::{RecordChain, RecordMeta};
 use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::checksum::crc32c;
 use afterimage_format::ids::{BLOCK_SIZE, DiskId, DiskIndex, Epoch, GroupId, LogId, Lsn};
 use afterimage_format::manifest::DiskEntry;
@@ -188,6 +189,30 @@ impl Primary {
             label: label.to_owned(),
         };
         self.append(0, Op::Checkpoint, 0, 0, body.encode().expect("a label"))
+    }
+
+    /// A checkpoint that waits for its confirmation.
+    pub(crate) fn application_checkpoint(&mut self, label: &str) -> u64 {
+        let body = CheckpointBody {
+            kind: CheckpointKind::Application,
+            trigger: CheckpointTrigger::Request,
+            label: label.to_owned(),
+        };
+        self.append(0, Op::Checkpoint, 0, 0, body.encode().expect("a label"))
+    }
+
+    /// What became of the checkpoint at `lsn`: confirmed, or not for this reason.
+    pub(crate) fn confirm(&mut self, lsn: u64, reason: Option<&str>) -> u64 {
+        let body = CheckpointConfirmBody {
+            checkpoint: Lsn(lsn),
+            confirmed: reason.is_none(),
+            window_ns: 7,
+            own_ns: 1,
+            frozen: "/".to_owned(),
+            skipped: String::new(),
+            reason: reason.unwrap_or_default().to_owned(),
+        };
+        self.append(0, Op::CheckpointConfirm, 0, 0, body.encode())
     }
 
     pub(crate) fn pass_begin(&mut self, gap: bool) -> u64 {

@@ -190,6 +190,21 @@ pub struct SpanInfo {
     pub last_wall_ns: u64,
 }
 
+/// How the guest's freeze went.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreezeInfo {
+    /// What was frozen, separated by spaces.
+    pub frozen: String,
+    /// What could not be frozen, separated by spaces.
+    pub skipped: String,
+    /// From the freeze asked to the thaw answered; 0 if it did not come to that.
+    pub window_ns: u64,
+    /// Our share of it.
+    pub own_ns: u64,
+    /// Why the point stayed crash-consistent.
+    pub reason: Option<String>,
+}
+
 /// One named point.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct PointInfo {
@@ -203,6 +218,9 @@ pub struct PointInfo {
     pub wall_ns: u64,
     /// `crash` or `application`.
     pub kind: String,
+    /// How the guest's freeze went, if one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeInfo>,
     /// `request` or `schedule`.
     pub trigger: String,
     /// Label.

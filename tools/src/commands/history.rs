@@ -8,7 +8,7 @@ use afterimage_replica::repository::Repository;
 use anyhow::bail;
 use std::sync::Arc;
 
-use crate::api::types::{PointInfo, PointList, SpanInfo};
+use crate::api::types::{FreezeInfo, PointInfo, PointList, SpanInfo};
 use crate::cli::RepositoryArgs;
 use crate::cli::values::GroupPoint;
 use crate::config::Config;
@@ -83,6 +83,13 @@ pub fn list(group: &Group) -> PointList {
         epoch: point.epoch,
         wall_ns: point.time_ns,
         kind: point.kind.to_owned(),
+        freeze: point.freeze.as_ref().map(|freeze| FreezeInfo {
+            frozen: freeze.frozen.clone(),
+            skipped: freeze.skipped.clone(),
+            window_ns: freeze.window_ns,
+            own_ns: freeze.own_ns,
+            reason: freeze.reason.clone(),
+        }),
         trigger: point.trigger.to_owned(),
         label: (!point.label.is_empty()).then(|| point.label.clone()),
         changed_bytes: point.changed_bytes,

@@ -5,7 +5,7 @@ use afterimage_replica::repository::Repository;
 use jiff::Timestamp;
 
 use super::history;
-use crate::api::types::PointList;
+use crate::api::types::{PointInfo, PointList};
 use crate::cli::output::{Output, age, bytes, local_time, table, table_text};
 
 /// Runs the command.
@@ -22,6 +22,7 @@ pub async fn run(repository: &Repository, group: &str, output: Output) -> anyhow
 fn text(list: &PointList, now: Timestamp) -> String {
     let mut rows = table(&["TIME", "POINT", "KIND", "AGE", "CHANGED"]);
     let mut before = None;
+    let mut notes = String::new();
     let mut points = list.points.iter().peekable();
     for span in &list.spans {
         if let Some(last) = before {
@@ -36,6 +37,7 @@ fn text(list: &PointList, now: Timestamp) -> String {
         ]);
         while let Some(point) = points.next_if(|p| p.epoch == span.epoch && p.lsn <= span.last_lsn)
         {
+            notes.extend(freeze_note(point));
             rows.add_row([
                 local_time(point.wall_ns),
                 point.point.clone(),
@@ -59,6 +61,9 @@ fn text(list: &PointList, now: Timestamp) -> String {
     } else {
         text += "\nBetween 'first' and 'last' every single write is a point: name it as lsn:…, or by time.\n";
     }
+    if !notes.is_empty() {
+        text += &format!("\nGuests that were to be frozen:\n{notes}");
+    }
     if let Some(since) = list.pass_since_wall_ns {
         text += &format!(
             "A copy has been under way for {}; points from its begin on exist once it is complete.\n",
@@ -66,6 +71,29 @@ fn text(list: &PointList, now: Timestamp) -> String {
         );
     }
     text
+}
+
+/// What is known about the freeze for a point: its window, or why it stayed crash-consistent.
+fn freeze_note(point: &PointInfo) -> Option<String> {
+    let freeze = point.freeze.as_ref()?;
+    let mut note = format!("  {}: ", point.point);
+    note += &match &freeze.reason {
+        Some(why) => format!("crash-consistent only: {why}"),
+        None => format!(
+            "frozen for {} (ours {}): {}",
+            milliseconds(freeze.window_ns),
+            milliseconds(freeze.own_ns),
+            freeze.frozen
+        ),
+    };
+    if !freeze.skipped.is_empty() {
+        note += &format!("; cannot freeze {}", freeze.skipped);
+    }
+    Some(note + "\n")
+}
+
+fn milliseconds(ns: u64) -> String {
+    format!("{:.2} ms", ns as f64 / 1e6)
 }
 
 fn gap(from_ns: u64, to_ns: u64) -> String {
@@ -76,7 +104,7 @@ fn gap(from_ns: u64, to_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{PointInfo, SpanInfo};
+    use crate::api::types::{FreezeInfo, SpanInfo};
 
     #[test]
     fn gaps_stand_between_spans() {
@@ -107,6 +135,37 @@ mod tests {
             "{text}"
         );
         assert!(lines[5].contains("noon"), "{text}");
+    }
+
+    #[test]
+    fn a_point_says_how_long_the_guest_was_frozen_or_why_it_was_not() {
+        let point = |freeze| PointInfo {
+            point: "noon".into(),
+            freeze: Some(freeze),
+            ..PointInfo::default()
+        };
+        let good = FreezeInfo {
+            frozen: "/ /srv".into(),
+            skipped: "/boot".into(),
+            window_ns: 12_340_000,
+            own_ns: 210_000,
+            reason: None,
+        };
+        let note = freeze_note(&point(good.clone())).expect("a note");
+        assert_eq!(
+            note,
+            "  noon: frozen for 12.34 ms (ours 0.21 ms): / /srv; cannot freeze /boot\n"
+        );
+        let bad = FreezeInfo {
+            reason: Some("agent0 froze nothing".into()),
+            ..good
+        };
+        let note = freeze_note(&point(bad)).expect("a note");
+        assert!(
+            note.contains("crash-consistent only: agent0 froze nothing"),
+            "{note}"
+        );
+        assert_eq!(freeze_note(&PointInfo::default()), None);
     }
 
     #[test]

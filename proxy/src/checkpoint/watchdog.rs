@@ -1,0 +1,253 @@
+//! Thaws guests whose checkpoint nobody sees through.
+//!
+//! [`serve`] is the watchdog, a process of its own that survives the daemon. It knows what to do
+//! from the intents alone. A daemon that is about to freeze connects and names its intent; the
+//! watchdog answers when it has read it, and watches the connection: when that ends and the intent
+//! is still there, it thaws at once. It also thaws when the intent's deadline has passed, and every
+//! intent that nobody holds. [`thaw`] does the work, here and in a daemon that starts.
+
+use super::intent::{Intent, IntentFolder, boottime};
+use super::run::{Host, Step, run};
+use super::sequence::{Report, Sequence};
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
+use afterimage_format::ids::Lsn;
+use std::collections::HashMap;
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How often intents that nobody announced are looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a lock or the end of an intent is looked for.
+const POLL_EVERY: Duration = Duration::from_millis(50);
+/// A watchdog that a daemon started ends when nothing was to do for so long.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+const SOCKET: &str = "watchdog.sock";
+/// No group has a name that begins with a dot.
+const LOCK: &str = ".watchdog";
+
+/// Held while guests are frozen: when it goes, the watchdog looks whether the intent went before.
+#[derive(Debug)]
+pub struct Guard(#[expect(dead_code, reason = "the open connection is the guard")] UnixStream);
+
+/// Returns when a watchdog has read the intent; `start` starts one if none answers.
+///
+/// # Errors
+/// None can be started.
+pub async fn arm(
+    folder: &IntentFolder,
+    intent: &Intent,
+    start: impl Fn() -> io::Result<()>,
+) -> Result<Guard, String> {
+    if let Ok(guard) = announce(folder, intent).await {
+        return Ok(guard);
+    }
+    loop {
+        start().map_err(|error| format!("it cannot be started: {error}"))?;
+        for _ in 0..40 {
+            tokio::time::sleep(POLL_EVERY / 2).await;
+            if let Ok(guard) = announce(folder, intent).await {
+                return Ok(guard);
+            }
+        }
+    }
+}
+
+async fn announce(folder: &IntentFolder, intent: &Intent) -> io::Result<Guard> {
+    let mut stream = UnixStream::connect(folder.path().join(SOCKET)).await?;
+    let line = format!("{}\n", intent.checkpoint);
+    stream.write_all(line.as_bytes()).await?;
+    let mut answer = String::new();
+    BufReader::new(&mut stream).read_line(&mut answer).await?;
+    if answer == line {
+        return Ok(Guard(stream));
+    }
+    Err(io::ErrorKind::InvalidData.into())
+}
+
+/// The watchdog. With `stay` it never ends; else when nothing was to do for a while. Returns at
+/// once if another one serves the folder.
+///
+/// # Errors
+/// The folder or the socket.
+pub async fn serve(folder: IntentFolder, stay: bool) -> io::Result<()> {
+    let Some(_lock) = folder.lock(LOCK)? else {
+        return Ok(());
+    };
+    let path = folder.path().join(SOCKET);
+    // Whoever made it held the lock.
+    std::fs::remove_file(&path).ok();
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    let guarded = Guarded::default();
+    let (wake, mut woken) = mpsc::unbounded_channel();
+    let mut thawing: HashMap<String, JoinHandle<()>> = HashMap::new();
+    let mut idle = Duration::ZERO;
+    loop {
+        thawing.retain(|_, task| !task.is_finished());
+        let intents = folder.list()?;
+        for intent in &intents {
+            let in_time = boottime() < intent.deadline_boottime;
+            let known = thawing.contains_key(&intent.checkpoint);
+            if known || (in_time && guarded.holds(&intent.checkpoint)) {
+                continue;
+            }
+            let (folder, own) = (folder.clone(), intent.clone());
+            let task = tokio::spawn(async move { thaw(&folder, &own).await });
+            thawing.insert(intent.checkpoint.clone(), task);
+        }
+        let busy = !intents.is_empty() || !guarded.is_empty() || !thawing.is_empty();
+        if busy {
+            idle = Duration::ZERO;
+        } else if !stay && idle >= IDLE_MAX {
+            return Ok(());
+        }
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, _)) = accepted {
+                    let watched = watch(stream, folder.clone(), guarded.clone(), wake.clone());
+                    tokio::spawn(watched);
+                }
+            }
+            _ = woken.recv() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => idle += LOOK_EVERY,
+        }
+    }
+}
+
+/// Checkpoints whose daemon is connected.
+#[derive(Debug, Clone, Default)]
+struct Guarded(Arc<Mutex<HashMap<String, u32>>>);
+
+impl Guarded {
+    fn all(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn holds(&self, checkpoint: &str) -> bool {
+        self.all().contains_key(checkpoint)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().is_empty()
+    }
+}
+
+/// One daemon's connection, to its end.
+async fn watch(
+    stream: UnixStream,
+    folder: IntentFolder,
+    guarded: Guarded,
+    wake: mpsc::UnboundedSender<()>,
+) {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    if stream.read_line(&mut line).await.is_err() {
+        return;
+    }
+    let checkpoint = line.trim().to_owned();
+    let known = folder.list().is_ok_and(|intents| {
+        let mut all = intents.iter();
+        all.any(|intent| intent.checkpoint == checkpoint)
+    });
+    if !known {
+        return;
+    }
+    *guarded.all().entry(checkpoint.clone()).or_default() += 1;
+    if stream.write_all(line.as_bytes()).await.is_ok() {
+        // Nothing more is said: what comes is the end.
+        line.clear();
+        stream.read_line(&mut line).await.ok();
+    }
+    guarded.all().remove(&checkpoint);
+    wake.send(()).ok();
+}
+
+/// Thaws what an intent names, until that is certain; ends early when somebody else has done it.
+/// Waits for whoever holds the group, but not beyond the intent's deadline.
+pub async fn thaw(folder: &IntentFolder, intent: &Intent) {
+    let group = intent.group.as_str();
+    let _lock = loop {
+        if !folder.holds(intent) {
+            return;
+        }
+        match folder.lock(group) {
+            Ok(Some(lock)) => break Some(lock),
+            Ok(None) if boottime() < intent.deadline_boottime => {}
+            Ok(None) => break None,
+            Err(error) => {
+                tracing::error!(group, %error, "the lock of a group cannot be had; thawing without");
+                break None;
+            }
+        }
+        tokio::time::sleep(POLL_EVERY).await;
+    };
+    if !folder.holds(intent) {
+        return;
+    }
+    tracing::warn!(group, checkpoint = %intent.checkpoint, "thawing: a checkpoint was not seen through");
+    let names = intent.agents.iter().map(|agent| agent.name.clone());
+    let providers = intent.agents.iter();
+    let providers = providers.map(|agent| agent.provider(group, &intent.checkpoint));
+    let host = Thaw {
+        folder: folder.clone(),
+        intent: intent.clone(),
+    };
+    let thawed = run(
+        Sequence::thaw_only(names),
+        providers.collect(),
+        Arc::new(host),
+    );
+    tokio::select! {
+        () = thawed => tracing::info!(group, "thawed"),
+        () = gone(folder, intent) => {}
+    }
+}
+
+async fn gone(folder: &IntentFolder, intent: &Intent) {
+    while folder.holds(intent) {
+        tokio::time::sleep(POLL_EVERY).await;
+    }
+}
+
+/// A run that makes no checkpoint.
+struct Thaw {
+    folder: IntentFolder,
+    intent: Intent,
+}
+
+fn not_asked<T>() -> Step<T> {
+    Box::pin(async { Err("not part of a thaw".to_owned()) })
+}
+
+impl Host for Thaw {
+    fn write_intent(&self) -> Step<()> {
+        not_asked()
+    }
+
+    fn arm_watchdog(&self) -> Step<()> {
+        not_asked()
+    }
+
+    fn mark(&self) -> Step<Lsn> {
+        not_asked()
+    }
+
+    fn store(&self, _: CheckpointConfirmBody) -> Step<()> {
+        not_asked()
+    }
+
+    fn remove_intent(&self) {
+        if let Err(error) = self.folder.remove(&self.intent) {
+            tracing::error!(group = %self.intent.group, %error, "the intent cannot be removed");
+        }
+    }
+
+    fn settled(&self, _: Report) {}
+}

@@ -60,7 +60,10 @@ impl AgentSpec {
                 freeze,
                 thaw,
                 timeout,
-            } => Provider::Exec(Exec::new(freeze, thaw, *timeout, group, checkpoint)),
+            } => {
+                let exec = Exec::new(freeze, thaw, *timeout, group, checkpoint);
+                Provider::Exec(Box::new(exec))
+            }
         }
     }
 }

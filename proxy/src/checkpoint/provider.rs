@@ -12,7 +12,7 @@ pub enum Provider {
     /// QEMU's guest agent.
     Qga(Qga),
     /// Two commands.
-    Exec(Exec),
+    Exec(Box<Exec>),
 }
 
 /// To the agent's task.

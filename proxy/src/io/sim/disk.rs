@@ -70,12 +70,14 @@ impl Sparse {
     }
 }
 
+#[derive(Clone)]
 struct Version {
     bytes: [u8; SECTOR as usize],
     /// Which write brought it.
     write: u64,
 }
 
+#[derive(Clone)]
 pub(super) struct SimFile {
     len: u64,
     visible: Sparse,
@@ -280,6 +282,31 @@ impl SimFile {
         }
         self.completed.clear();
         self.visible = self.durable.clone();
+    }
+
+    /// Dirty sectors and how many versions each has.
+    pub(super) fn unsynced(&self) -> impl Iterator<Item = (u64, usize)> {
+        self.dirty
+            .iter()
+            .map(|(sector, versions)| (*sector, versions.len()))
+    }
+
+    /// A power cut whose outcome is chosen for each dirty sector: 0 is lost, n the n-th version.
+    pub(super) fn power_cut_choosing(&mut self, choose: &mut dyn FnMut() -> usize) {
+        for (sector, versions) in std::mem::take(&mut self.dirty) {
+            if let Some(version) = choose().checked_sub(1).and_then(|at| versions.get(at)) {
+                self.durable.write(sector * SECTOR, &version.bytes);
+            }
+        }
+        self.completed.clear();
+        self.visible = self.durable.clone();
+    }
+
+    /// A beginning of the operation takes effect: whole sectors, fewer than all.
+    pub(super) fn apply_short(&mut self, offset: u64, extents: &Extents, rng: &mut SimRng) {
+        let mut sectors = self.sectors(offset, extents);
+        sectors.truncate(rng.below(sectors.len() as u64) as usize);
+        self.apply_sectors(offset, extents, &sectors);
     }
 
     pub(super) fn flip(&mut self, offset: u64, bit: u8) {

@@ -59,6 +59,19 @@ pub enum FaultKind {
     Sync,
 }
 
+/// In the place of an errno: the transfer ends short, at a length of zero as a rule, and gets no
+/// further. What the kernel's storage makes of that is an error without an errno.
+pub const SHORT: i32 = -1;
+
+/// How a write that says it succeeded goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WrongWrite {
+    /// Nothing of it reaches the file.
+    Lost,
+    /// All of it lands so many bytes further on (wrapping around at the file's end).
+    Misdirected(u64),
+}
+
 /// What happened so far. A test that wants a fault should see its counter move.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SimStats {
@@ -94,20 +107,39 @@ pub struct SimStats {
     pub sectors_torn: u64,
     /// Bits flipped at rest.
     pub bits_flipped: u64,
+    /// Writes and zeroings of which only a beginning was done (of `writes_failed`).
+    pub short_writes: u64,
+    /// Writes that said they succeeded and did nothing.
+    pub lost_writes: u64,
+    /// Writes that said they succeeded and went elsewhere.
+    pub misdirected_writes: u64,
 }
 
 /// A write of a killed process that has not landed.
+#[derive(Clone)]
 struct LateWrite {
     file: String,
     offset: u64,
     extents: Extents,
 }
 
+/// Ring memory at rest.
+struct Ring(AlignedBuffer);
+
+impl Clone for Ring {
+    fn clone(&self) -> Self {
+        let mut copy = AlignedBuffer::new(self.0.len());
+        copy.copy_from_slice(&self.0);
+        Self(copy)
+    }
+}
+
+#[derive(Clone)]
 struct World {
     rng: SimRng,
     files: BTreeMap<String, SimFile>,
     /// Ring memory that no life has open.
-    rings: BTreeMap<String, AlignedBuffer>,
+    rings: BTreeMap<String, Ring>,
     /// Changes at each power cut: memory taken out before it is not put back.
     boot: u64,
     /// Changes at each opening: an earlier life is dead for good.
@@ -119,6 +151,7 @@ struct World {
     late: Vec<LateWrite>,
     rates: FaultRates,
     once: Vec<(String, FaultKind, i32)>,
+    wrong: Vec<(String, WrongWrite)>,
     stats: SimStats,
     trace: u64,
 }
@@ -153,6 +186,7 @@ impl SimWorld {
             late: Vec::new(),
             rates: FaultRates::default(),
             once: Vec::new(),
+            wrong: Vec::new(),
             stats: SimStats::default(),
             trace: 0xcbf2_9ce4_8422_2325,
         };
@@ -169,7 +203,7 @@ impl SimWorld {
 
     /// Creates ring memory of zeroes; replaces one of that name.
     pub fn create_ring(&self, name: &str, len: usize) {
-        let memory = AlignedBuffer::new(len);
+        let memory = Ring(AlignedBuffer::new(len));
         self.world
             .borrow_mut()
             .rings
@@ -214,7 +248,7 @@ impl SimWorld {
             ring.map(|name| {
                 let memory = world.rings.remove(name);
                 let memory = memory.unwrap_or_else(|| panic!("no ring {name}, or it is open"));
-                (name.to_owned(), memory)
+                (name.to_owned(), memory.0)
             })
         };
         SimStorage::new(self.clone(), memory, files)
@@ -272,6 +306,85 @@ impl SimWorld {
         self.world.borrow_mut().once.push(fault);
     }
 
+    /// The next write of whole blocks to the file says that it succeeded, and did not.
+    pub fn wrong_once(&self, name: &str, wrong: WrongWrite) {
+        self.world.borrow_mut().wrong.push((name.to_owned(), wrong));
+    }
+
+    /// Faults that were asked for and have not happened never will.
+    pub fn forget_faults(&self) {
+        let mut world = self.world.borrow_mut();
+        world.once.clear();
+        world.wrong.clear();
+    }
+
+    /// A world of its own with the same content and past, whose further choices follow from the
+    /// seed. No life may be open.
+    #[must_use]
+    pub fn fork(&self, seed: u64) -> Self {
+        let mut world = self.world.borrow().clone();
+        world.rng = SimRng::new(seed);
+        Self {
+            world: Rc::new(RefCell::new(world)),
+        }
+    }
+
+    /// Sectors that a power cut may keep or lose, with the number of versions each may have beside
+    /// the durable one, in the order in which [`SimWorld::power_cut_choosing`] asks.
+    #[must_use]
+    pub fn unsynced(&self) -> Vec<(String, u64, usize)> {
+        let world = self.world.borrow();
+        let files = world.files.iter();
+        files
+            .flat_map(|(name, file)| {
+                let dirty = file.unsynced();
+                dirty.map(move |(sector, versions)| (name.clone(), sector, versions))
+            })
+            .collect()
+    }
+
+    /// Writes of killed processes that have not landed.
+    #[must_use]
+    pub fn late_writes(&self) -> usize {
+        self.world.borrow().late.len()
+    }
+
+    /// Writes of killed processes land now, each of them whole.
+    pub fn land_late_writes(&self) {
+        let mut world = self.world.borrow_mut();
+        for late in std::mem::take(&mut world.late) {
+            world.stats.late_writes += 1;
+            if let Some(file) = world.files.get_mut(&late.file) {
+                file.apply(late.offset, &late.extents);
+            }
+        }
+    }
+
+    /// As [`SimWorld::power_cut`], but what becomes of each unsynced sector is chosen: 0 for lost,
+    /// n for its n-th version. Late writes of killed processes are lost.
+    pub fn power_cut_choosing(&self, choose: &mut dyn FnMut() -> usize) {
+        let mut world = self.world.borrow_mut();
+        world.begin_power_cut();
+        world.late.clear();
+        for file in world.files.values_mut() {
+            file.power_cut_choosing(choose);
+        }
+    }
+
+    /// Bytes of a file as another reader beside the running process gets them; read faults apply.
+    ///
+    /// # Errors
+    /// A read fault is due.
+    pub fn try_read(&self, name: &str, offset: u64, into: &mut [u8]) -> std::io::Result<usize> {
+        let mut world = self.world.borrow_mut();
+        if let Some(errno) = world.fault(name, FaultKind::Read) {
+            world.stats.reads_failed += 1;
+            return Err(std::io::Error::from_raw_os_error(errno));
+        }
+        let file = world.files.get(name);
+        Ok(file.map_or(0, |file| file.read(offset, into)))
+    }
+
     /// Flips one bit of a file at rest. Panics outside the file.
     pub fn flip_bit(&self, name: &str, offset: u64, bit: u8) {
         let mut world = self.world.borrow_mut();
@@ -280,6 +393,15 @@ impl SimWorld {
         let file = world.files.get_mut(name);
         file.unwrap_or_else(|| panic!("no file {name}"))
             .flip(offset, bit);
+    }
+
+    /// Flips one bit of ring memory that no life has open. Panics if there is none.
+    pub fn flip_ring_bit(&self, name: &str, offset: usize, bit: u8) {
+        let mut world = self.world.borrow_mut();
+        world.stats.bits_flipped += 1;
+        world.note(&[8, offset as u64, u64::from(bit)]);
+        let ring = world.rings.get_mut(name);
+        ring.unwrap_or_else(|| panic!("no ring {name}")).0[offset] ^= 1 << bit;
     }
 
     /// Cuts a file to a length at rest, or grows it with zeroes.
@@ -407,13 +529,17 @@ impl World {
         }
     }
 
-    fn power_cut(&mut self) {
+    fn begin_power_cut(&mut self) {
         self.dead = true;
         self.kill_at = None;
         self.boot += 1;
         self.stats.power_cuts += 1;
         self.note(&[4, self.boot]);
         self.rings.clear();
+    }
+
+    fn power_cut(&mut self) {
+        self.begin_power_cut();
         for late in std::mem::take(&mut self.late) {
             if let Some(file) = self.files.get_mut(&late.file) {
                 file.apply_some(late.offset, &late.extents, &mut self.rng);
@@ -422,6 +548,12 @@ impl World {
         for file in self.files.values_mut() {
             file.power_cut(&mut self.rng, &mut self.stats);
         }
+    }
+
+    /// How the next write to this file goes wrong, if it is to.
+    fn wrong(&mut self, name: &str) -> Option<WrongWrite> {
+        let at = self.wrong.iter().position(|(file, _)| file == name)?;
+        Some(self.wrong.remove(at).1)
     }
 
     /// Whether an operation of this kind on this file is to fail, and how.

@@ -1,12 +1,14 @@
 //! One process life's view of the world: its [`Storage`].
 
 use super::disk::Extents;
-use super::{FaultKind, LateWrite, SimWorld};
+use super::{FaultKind, LateWrite, Ring, SHORT, SimWorld, WrongWrite};
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{Completion, FileId, Operation, RingSpan, Source, Storage, Token};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+
+const BLOCK: u64 = afterimage_format::ids::BLOCK_SIZE as u64;
 
 /// Work of an operation that is in flight.
 enum Work {
@@ -172,9 +174,28 @@ impl SimStorage {
         };
         let extents = self.extents(source);
         let number = {
-            let mut world = self.world.world.borrow_mut();
+            let mut guard = self.world.world.borrow_mut();
+            let world = &mut *guard;
+            let whole = pending.offset.is_multiple_of(BLOCK) && extents.len() >= BLOCK;
+            let wrong = if whole {
+                world.wrong(&pending.file)
+            } else {
+                None
+            };
             let file = world.files.get_mut(&pending.file);
-            file.map(|file| file.apply(pending.offset, &extents))
+            file.map(|file| match wrong {
+                None => file.apply(pending.offset, &extents),
+                Some(WrongWrite::Lost) => {
+                    world.stats.lost_writes += 1;
+                    file.apply(pending.offset, &Extents::Data(Vec::new()))
+                }
+                Some(WrongWrite::Misdirected(by)) => {
+                    world.stats.misdirected_writes += 1;
+                    let room = file.len().saturating_sub(extents.len()) + BLOCK;
+                    let elsewhere = (pending.offset + by) % room / BLOCK * BLOCK;
+                    file.apply(elsewhere, &extents)
+                }
+            })
         };
         if let Work::Write { applied, .. } = &mut self.pending[at].work {
             *applied = number;
@@ -217,7 +238,10 @@ impl SimStorage {
                 buffer: None,
             };
         };
-        let error = fault.map(io::Error::from_raw_os_error);
+        let error = fault.map(|errno| match errno {
+            SHORT => io::ErrorKind::WriteZero.into(),
+            errno => io::Error::from_raw_os_error(errno),
+        });
         let (result, buffer) = match pending.work {
             Work::Read { mut buffer } => {
                 let result = match error {
@@ -242,7 +266,12 @@ impl SimStorage {
                     Some(error) => {
                         world.stats.writes_failed += 1;
                         world.stats.no_space += u64::from(fault == Some(libc::ENOSPC));
-                        if let Some(extents) = &partly {
+                        world.stats.short_writes += u64::from(fault == Some(SHORT));
+                        if let Some(extents) = &partly
+                            && fault == Some(SHORT)
+                        {
+                            file.apply_short(pending.offset, extents, &mut world.rng);
+                        } else if let Some(extents) = &partly {
                             file.apply_some(pending.offset, extents, &mut world.rng);
                         }
                         Err(error)
@@ -503,7 +532,7 @@ impl Drop for SimStorage {
         if world.boot == self.boot {
             world.late.extend(late);
             if let Some((name, memory)) = self.ring.take() {
-                world.rings.insert(name, memory);
+                world.rings.insert(name, Ring(memory));
             }
         } else if world.life == self.life {
             // The power went while these were in flight.

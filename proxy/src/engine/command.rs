@@ -28,6 +28,11 @@ impl Commands {
         self.drain.is_some() || self.drained
     }
 
+    /// The drain is over.
+    pub(super) fn drained(&self) -> bool {
+        self.drained
+    }
+
     pub(super) fn wants_clean(&self) -> bool {
         self.wants_clean
     }

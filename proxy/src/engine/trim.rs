@@ -126,8 +126,10 @@ impl Trim {
 
 impl<S: Storage> Engine<S> {
     /// Writes a superblock if one is due.
+    ///
+    /// None after a drain: the clean superblock is the last word, and the storage may be closed.
     pub(super) fn pump_trim(&mut self) {
-        if self.trim.pending.is_some() || self.failure.log_errno != 0 {
+        if self.trim.pending.is_some() || self.failure.log_errno != 0 || self.command.drained() {
             return;
         }
         let area = self.space.area_blocks();

@@ -354,3 +354,22 @@ fn block_status_knows_ring_and_backing() {
         "{seen:?}"
     );
 }
+
+/// Found by the simulation: what a sink acknowledged at the last moment moved the tail once more,
+/// with a superblock that said unclean. The ring was removed by then, and the next start refused.
+#[test]
+fn a_drained_log_stays_clean() {
+    let geometry = Geometry {
+        sinks: 1,
+        ..Geometry::default()
+    };
+    let mut rig = Rig::new(13, geometry);
+    for at in 0..6 {
+        write_ok(&mut rig, 0, at * BLOCK, &block(1));
+    }
+    rig.drain();
+    assert!(stored_superblock(&rig).clean);
+    rig.engine().sink_acked(sink(0), Lsn(6), RecordChain::BASE);
+    rig.turns(500);
+    assert!(stored_superblock(&rig).clean);
+}

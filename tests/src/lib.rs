@@ -1,1 +1,3 @@
-//! Harnesses of the tests.
+//! Harnesses of the tests: the simulation of the whole system.
+
+pub mod sim;

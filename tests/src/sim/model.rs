@@ -1,0 +1,155 @@
+//! What the disks hold after every record of a log, as far as the simulation has seen the log.
+//!
+//! Built from the records themselves, each of which was checked against the requests of the clients
+//! before it is taken in ([`super::clients`]). Records that a power cut took are taken out again;
+//! their LSNs may come back with other content, which nobody may have seen.
+
+use afterimage_format::ids::{BLOCK_SIZE, LogId};
+use std::rc::Rc;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// One version of a block: from which record on, and its bytes (none for zeroes).
+#[derive(Clone)]
+struct Version {
+    lsn: u64,
+    bytes: Option<Rc<[u8]>>,
+}
+
+/// The content of a group's disks after each record of one log.
+#[derive(Clone)]
+pub struct LogModel {
+    /// Which log.
+    pub log: LogId,
+    /// Last record taken in.
+    pub head: u64,
+    sizes: Vec<u64>,
+    blocks: Vec<Vec<Vec<Version>>>,
+}
+
+/// A block's bytes.
+pub enum Content<'a> {
+    /// All zero.
+    Zero,
+    /// These.
+    Bytes(&'a [u8]),
+}
+
+impl Content<'_> {
+    /// Whether a part of the block is `bytes`.
+    #[must_use]
+    pub fn has(&self, at: usize, bytes: &[u8]) -> bool {
+        match self {
+            Self::Zero => bytes.iter().all(|byte| *byte == 0),
+            Self::Bytes(content) => &content[at..at + bytes.len()] == bytes,
+        }
+    }
+
+    /// Copies the block.
+    pub fn copy_to(&self, into: &mut [u8]) {
+        match self {
+            Self::Zero => into.fill(0),
+            Self::Bytes(content) => into.copy_from_slice(&content[..into.len()]),
+        }
+    }
+}
+
+impl LogModel {
+    /// Disks of zeroes and a log without records.
+    #[must_use]
+    pub fn new(log: LogId, sizes: &[u64]) -> Self {
+        Self {
+            log,
+            head: 0,
+            sizes: sizes.to_vec(),
+            blocks: sizes
+                .iter()
+                .map(|size| vec![Vec::new(); size.div_ceil(BLOCK) as usize])
+                .collect(),
+        }
+    }
+
+    /// Sizes of the disks in bytes.
+    #[must_use]
+    pub fn sizes(&self) -> &[u64] {
+        &self.sizes
+    }
+
+    /// Bytes of a block that lie within its disk.
+    #[must_use]
+    pub fn valid(&self, disk: usize, block: u64) -> usize {
+        (self.sizes[disk] - block * BLOCK).min(BLOCK) as usize
+    }
+
+    /// A block as of a record.
+    #[must_use]
+    pub fn block(&self, disk: usize, block: u64, lsn: u64) -> Content<'_> {
+        let versions = &self.blocks[disk][block as usize];
+        let after = versions.partition_point(|version| version.lsn <= lsn);
+        match after.checked_sub(1).map(|at| &versions[at].bytes) {
+            Some(Some(bytes)) => Content::Bytes(bytes),
+            _ => Content::Zero,
+        }
+    }
+
+    /// Whether a part of a block was `bytes` at some record of `from..=to`.
+    #[must_use]
+    pub fn was(
+        &self,
+        (disk, block): (usize, u64),
+        at: usize,
+        bytes: &[u8],
+        from: u64,
+        to: u64,
+    ) -> bool {
+        let versions = &self.blocks[disk][block as usize];
+        self.block(disk, block, from).has(at, bytes)
+            || versions
+                .iter()
+                .filter(|version| from < version.lsn && version.lsn <= to)
+                .any(|version| match &version.bytes {
+                    None => Content::Zero.has(at, bytes),
+                    Some(content) => Content::Bytes(content).has(at, bytes),
+                })
+    }
+
+    /// A record brought new content for a block; none for zeroes.
+    pub fn set(&mut self, disk: usize, block: u64, lsn: u64, bytes: Option<&[u8]>) {
+        let bytes = bytes.map(Rc::from);
+        self.blocks[disk][block as usize].push(Version { lsn, bytes });
+    }
+
+    /// Records behind this one never were.
+    pub fn truncate(&mut self, lsn: u64) {
+        for versions in self.blocks.iter_mut().flatten() {
+            while versions.last().is_some_and(|version| version.lsn > lsn) {
+                versions.pop();
+            }
+        }
+        self.head = self.head.min(lsn);
+    }
+
+    /// The first block in which a disk's content differs from what it was at a record.
+    #[must_use]
+    pub fn differs(&self, disk: usize, lsn: u64, content: &[u8]) -> Option<u64> {
+        let blocks = (0..).zip(content.chunks(BLOCK_SIZE));
+        blocks
+            .map(|(block, bytes)| (block, self.block(disk, block, lsn).has(0, bytes)))
+            .find_map(|(block, same)| (!same).then_some(block))
+    }
+
+    /// For messages: at which records a block's content was the one given.
+    #[must_use]
+    pub fn when(&self, disk: usize, block: u64, bytes: &[u8]) -> String {
+        let versions = &self.blocks[disk][block as usize];
+        let lsns: Vec<u64> = versions.iter().map(|version| version.lsn).collect();
+        let same = |lsn: &&u64| self.block(disk, block, **lsn).has(0, bytes);
+        match lsns.iter().find(same) {
+            Some(lsn) => format!("its content of record {lsn}; it was written by {lsns:?}"),
+            None if bytes.iter().all(|byte| *byte == 0) => {
+                format!("zeroes; it was written by {lsns:?}")
+            }
+            None => format!("content it never had; it was written by {lsns:?}"),
+        }
+    }
+}

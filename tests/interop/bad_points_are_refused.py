@@ -1,4 +1,4 @@
-"""Points that do not exist: exit code 1, a message that names them, and no file left behind."""
+"""Points that do not exist, or lie within the initial copy: exit code 1, a message that names them, and no file left behind."""
 
 from harness.nbd_client import Connection
 from harness.process import expect, scratch
@@ -11,7 +11,7 @@ with scratch() as folder, Afterimage(folder) as server:
     server.wait_shipped()
     server.checkpoint("there")
     server.wait_shipped()
-    for point in ["nowhere", "lsn:999999999", "2001-01-01T00:00:00Z", "-3650d"]:
+    for point in ["nowhere", "lsn:999999999", "2001-01-01T00:00:00Z", "-3650d", "lsn:1", "lsn:1/2"]:
         result = server.cli("restore", f"vm1@{point}", folder / "out", ok=1)
         expect(point in result.stderr or "no recovery point" in result.stderr, f"{point} is named:\n{result.stderr}")
         expect(not (folder / "out").exists() or not any((folder / "out").iterdir()), f"{point}: nothing half-done")

@@ -1,10 +1,24 @@
 """No space for a log, in a sparse backing's file system, in the repository: a clear state, nothing lost."""
 
-from harness.devices import resize, small_file_system
+import subprocess
+from contextlib import contextmanager
+
 from harness.model import Disk, same_content
 from harness.nbd_client import Connection
-from harness.process import expect, scratch, wait_until
+from harness.process import expect, run, scratch, wait_until
 from harness.server import Afterimage
+
+
+@contextmanager
+def small_file_system(path, size):
+    """A tmpfs of that size."""
+    path.mkdir(parents=True, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "afterimage-test", path)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=False)
+
 
 with scratch() as folder:
     # The log does not fit.
@@ -32,7 +46,16 @@ with scratch() as folder:
                               "the target's error in the status")
             print(f"full: {seen['state']}: {seen['error']}")
             same_content("early, while full", server.restore("early", folder / "early") / "vda.raw", early)
-            resize(repository, "256m")
+            # A start finds it full, and keeps no guest waiting.
+            disk.close()
+            server.kill()
+            server.start()
+            content = disk.content
+            disk = Disk(server.socket, "vm1/vda", 32 << 20)
+            disk.content[:] = content
+            disk.write(5000, disk.dice.randbytes(5000))
+            same_content("early, full at the start", server.restore("early", folder / "again") / "vda.raw", early)
+            run("mount", "-o", "remount,size=256m", repository)
             server.checkpoint("late")
             server.wait_shipped()
             same_content("late", server.restore("late", folder / "late") / "vda.raw", bytes(disk.content))
@@ -57,7 +80,7 @@ with scratch() as folder:
                 for number in range(answered):
                     expect(reader.read(number << 20, 4096) == bytes([number + 1]) * 4096, f"MiB {number} is there")
             server.kill()
-            resize(server.folder, "256m")
+            run("mount", "-o", "remount,size=256m", server.folder)
             server.start()
             with Connection(server.socket).open_export("vm1/vda") as reader:
                 for number in range(answered):

@@ -1,4 +1,4 @@
-//! Name bindings and epoch terminators.
+//! Name bindings, epoch terminators, results of checks.
 
 use super::PEER_NAME_BYTES_MAX;
 use super::envelope::{Kind, ObjectError};
@@ -16,6 +16,16 @@ const BINDING: Kind = Kind {
     magic: *b"AFTRNAME",
     version: 1,
     bytes_max: NAME_BINDING_BYTES_MAX,
+};
+
+/// Most bytes of the result of a check.
+pub const CHECK_RESULT_BYTES_MAX: usize = 256;
+
+const CHECK_RESULT: Kind = Kind {
+    name: "check result",
+    magic: *b"AFTRCHCK",
+    version: 1,
+    bytes_max: CHECK_RESULT_BYTES_MAX,
 };
 
 const TERMINATOR: Kind = Kind {
@@ -126,6 +136,63 @@ impl Terminator {
             Ok(out)
         };
         read(TERMINATOR.open(bytes)?).map_err(|source| TERMINATOR.body_error(source))
+    }
+}
+
+/// What a check of everything that a group has came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CheckResult {
+    /// The group.
+    pub group: GroupId,
+    /// Its number; dense, from 1.
+    pub number: u64,
+    /// Clock of the checking machine at the end, nanoseconds since 1970.
+    pub ended_ns: u64,
+    /// When the newest check ended that found nothing wrong, this one included; 0 for none.
+    pub whole_ns: u64,
+    /// Objects read.
+    pub objects: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Objects that are damaged, missing or do not belong.
+    pub problems: u64,
+}
+
+impl CheckResult {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put(&self.group.to_bytes());
+        body.put_u64(self.number);
+        body.put_u64(self.ended_ns);
+        body.put_u64(self.whole_ns);
+        body.put_u64(self.objects);
+        body.put_u64(self.bytes);
+        body.put_u64(self.problems);
+        CHECK_RESULT.seal(&body)
+    }
+
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// Anything that `encode` would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let read = |body| {
+            let mut reader = Reader::new(body);
+            let out = Self {
+                group: GroupId::from_bytes(reader.array("group UUID")?),
+                number: reader.u64("number")?,
+                ended_ns: reader.u64("time")?,
+                whole_ns: reader.u64("time of the last whole check")?,
+                objects: reader.u64("objects")?,
+                bytes: reader.u64("bytes")?,
+                problems: reader.u64("problems")?,
+            };
+            reader.finish()?;
+            Ok(out)
+        };
+        read(CHECK_RESULT.open(bytes)?).map_err(|source| CHECK_RESULT.body_error(source))
     }
 }
 

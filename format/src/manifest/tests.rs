@@ -49,6 +49,18 @@ pub(super) fn terminator() -> Terminator {
     }
 }
 
+pub(super) fn check_result() -> CheckResult {
+    CheckResult {
+        group: GroupId::from_bytes([0x11; 16]),
+        number: 7,
+        ended_ns: 9,
+        whole_ns: 5,
+        objects: 3,
+        bytes: 4096,
+        problems: 1,
+    }
+}
+
 /// Each kind: its bytes, and whether a decoder takes some bytes.
 type Case = (Vec<u8>, fn(&[u8]) -> bool);
 
@@ -57,6 +69,7 @@ fn cases() -> Vec<Case> {
         (manifest().encode(), |b| Manifest::decode(b).is_ok()),
         (binding().encode(), |b| NameBinding::decode(b).is_ok()),
         (terminator().encode(), |b| Terminator::decode(b).is_ok()),
+        (check_result().encode(), |b| CheckResult::decode(b).is_ok()),
     ]
 }
 
@@ -179,4 +192,7 @@ fn golden_bytes() {
     let bytes = stored(include_str!("../../golden/terminator-v1.hex"));
     assert_eq!(terminator().encode(), bytes);
     assert_eq!(Terminator::decode(&bytes), Ok(terminator()));
+    let bytes = stored(include_str!("../../golden/check-result-v1.hex"));
+    assert_eq!(check_result().encode(), bytes);
+    assert_eq!(CheckResult::decode(&bytes), Ok(check_result()));
 }

@@ -37,6 +37,12 @@ impl Commands {
         self.wants_clean
     }
 
+    /// A superblock that is written now says clean. After a drain too: the tail still moves when a
+    /// late acknowledgement comes.
+    pub(super) fn leaves_clean(&self) -> bool {
+        self.wants_clean || self.drained
+    }
+
     pub(super) fn epoch_stored(&mut self, ticket: Ticket, epoch: Epoch) {
         self.epochs.push((ticket, epoch));
     }

@@ -6,7 +6,7 @@
 //! unsynced before it, has succeeded; after the first error nothing moves any more.
 
 use super::Engine;
-use super::request::Now;
+use super::request::{LOG_SYNC_BOUNDS_NS, Now};
 use super::ring::byte_offset;
 use super::token::Purpose;
 use crate::io::{FileId, GATHER_SPANS_MAX, Operation, RingSpan, Source, Storage};
@@ -263,6 +263,10 @@ impl<S: Storage> Engine<S> {
         self.status.log_syncs += 1;
         self.status.log_sync_ns += ns;
         self.status.log_sync_ns_max = self.status.log_sync_ns_max.max(ns);
+        let bucket = LOG_SYNC_BOUNDS_NS.partition_point(|bound| *bound < ns);
+        if let Some(count) = self.status.log_sync_buckets.get_mut(bucket) {
+            *count += 1;
+        }
     }
 
     fn advance_durable(&mut self, lsn: Lsn) {

@@ -157,6 +157,22 @@ pub struct PassRead {
     pub data: AlignedBuffer,
 }
 
+/// Upper bounds of the histogram of log syncs, in nanoseconds.
+pub const LOG_SYNC_BOUNDS_NS: [u64; 12] = [
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    500_000_000,
+    2_500_000_000,
+];
+
 /// What an engine has done since its start, and how full it is. A copy, made on demand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStatus {
@@ -202,6 +218,9 @@ pub struct EngineStatus {
     pub log_sync_ns: u64,
     /// Nanoseconds of the longest of them.
     pub log_sync_ns_max: u64,
+    /// Syncs that took at most so long as [`LOG_SYNC_BOUNDS_NS`] says, and longer than the bound
+    /// before it; longer ones are in `log_syncs` alone.
+    pub log_sync_buckets: [u64; LOG_SYNC_BOUNDS_NS.len()],
     /// Writes to the backings.
     pub destage_writes: u64,
     /// Bytes written to the backings.

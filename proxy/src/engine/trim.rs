@@ -149,7 +149,7 @@ impl<S: Storage> Engine<S> {
         if !(self.trim.changed || tail_due || destaged_due || clean) {
             return;
         }
-        self.write_superblock(extents, self.command.wants_clean());
+        self.write_superblock(extents, self.command.leaves_clean());
     }
 
     /// How many extents of the log may leave it now.

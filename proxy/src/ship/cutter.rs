@@ -109,6 +109,11 @@ impl Cutter {
             .map_or(0, |open| open.builder.payload_bytes())
     }
 
+    /// Another interval, for the open segment too.
+    pub fn set_interval(&mut self, interval_ns: u64) {
+        self.interval_ns = interval_ns;
+    }
+
     /// When [`tick`](Self::tick) would close the open segment.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {

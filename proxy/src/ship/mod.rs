@@ -50,6 +50,26 @@ pub struct ShipConfig {
     pub retry_max: Duration,
 }
 
+/// What may change while a task runs; it holds from the next turn on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// As [`ShipConfig::ship_interval`]. Zero: what is durable is sent at once.
+    pub ship_interval: Duration,
+    /// As [`ShipConfig::pass_bytes_per_second`].
+    pub pass_bytes_per_second: Option<u64>,
+}
+
+impl ShipConfig {
+    /// The part of it that may change.
+    #[must_use]
+    pub const fn tuning(&self) -> Tuning {
+        Tuning {
+            ship_interval: self.ship_interval,
+            pass_bytes_per_second: self.pass_bytes_per_second,
+        }
+    }
+}
+
 impl Default for ShipConfig {
     fn default() -> Self {
         Self {

@@ -23,6 +23,11 @@ impl RateLimit {
         }
     }
 
+    /// Another rate from now on. What was taken at the old one is forgotten.
+    pub fn set(&mut self, bytes_per_second: Option<u64>) {
+        *self = Self::new(bytes_per_second);
+    }
+
     /// When the next bytes may be taken; in the past or `now_ns` for at once.
     #[must_use]
     pub fn ready_at_ns(&self) -> u64 {
@@ -56,6 +61,17 @@ mod tests {
         }
         let allowed = 10 * (10 << 20);
         assert!((allowed..allowed + (5 << 20)).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn another_rate_does_not_wait_for_the_old_one() {
+        let mut limit = RateLimit::new(Some(1));
+        limit.take(0, 1 << 20);
+        assert!(limit.ready_at_ns() > 1 << 40);
+        limit.set(Some(1 << 20));
+        assert_eq!(limit.ready_at_ns(), 0);
+        limit.take(0, 10 << 20);
+        assert_eq!(limit.ready_at_ns(), 10_000_000_000 - BURST_NS);
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The task that keeps one sink supplied: session after session, with pauses that grow while
 //! nothing comes of it.
 
-use super::ShipConfig;
 use super::port::{GroupPort, PortError};
 use super::session::{self, Context, Memory, SessionError};
 use super::sink::{Sink, SinkError};
 use super::source::RecordSource;
 use super::status::{SinkState, StatusCell};
+use super::{ShipConfig, Tuning};
 use afterimage_format::wire::ErrorCode;
 use backon::BackoffBuilder;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Ships one group's records to one sink until the group ends.
 pub struct ShipTask {
@@ -30,13 +31,20 @@ pub struct ShipTask {
 }
 
 impl ShipTask {
-    /// Runs until the group ends. Dropping the future stops it at any point; nothing is lost by
+    /// Runs until the group ends, with the settings that it was made with.
+    pub async fn run(self) {
+        let (_fixed, tuning) = watch::channel(self.config.tuning());
+        self.run_tuned(tuning).await;
+    }
+
+    /// Runs until the group ends; `tuning` counts instead of the settings that it holds. Dropping the future stops it at any point; nothing is lost by
     /// that, since the sink and the log know how far it came.
-    pub async fn run(mut self) {
+    pub async fn run_tuned(mut self, tuning: watch::Receiver<Tuning>) {
         let context = Context {
             port: self.port.clone(),
             sink: self.sink.id(),
             config: self.config,
+            tuning,
             status: self.status.clone(),
         };
         let group = self.port.identity().name;

@@ -72,6 +72,18 @@ pub enum GapCause {
     NewEpoch,
 }
 
+impl GapCause {
+    /// Its name in lists.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RecordsMissing => "records-missing",
+            Self::Resync => "resync",
+            Self::NewEpoch => "new-epoch",
+        }
+    }
+}
+
 /// Where the list has a hole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gap {

@@ -1,5 +1,6 @@
 //! Receiving: crashes between any two steps, two primaries, fencing, bad input.
 
+mod epochs;
 mod refusals;
 mod tls;
 

@@ -5,6 +5,7 @@
 //! groups/UUID/manifests/00000000000000000001  numbered manifests
 //! groups/UUID/segments/0000000001/00000000000000000001
 //!                                             epoch / dense sequence: segment or terminator
+//! groups/UUID/checks/00000000000000000001     results of checks
 //! groups/UUID/conflicts/…                     refused content with an identity that was taken
 //! ```
 
@@ -57,6 +58,18 @@ pub fn conflict(group: GroupId, epoch: Epoch, content: &blake3::Hash) -> String 
         epoch.0,
         content.to_hex()
     )
+}
+
+/// Folder of the results of a group's checks.
+#[must_use]
+pub fn checks(group: GroupId) -> String {
+    format!("{GROUPS}/{group}/checks")
+}
+
+/// Key of the result of a check.
+#[must_use]
+pub fn check_result(group: GroupId, number: u64) -> String {
+    format!("{GROUPS}/{group}/checks/{number:020}")
 }
 
 /// Checks that a key is made of plain parts only: whatever reaches the store passes here.

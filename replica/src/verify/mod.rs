@@ -2,8 +2,9 @@
 //!
 //! What always holds: the check trusts nothing that was loaded before; it reads objects anew, in
 //! the order of their keys, and goes on behind what is damaged, so that one report says all that
-//! is wrong. It changes nothing.
+//! is wrong. It changes nothing; what it came to can be [`kept`].
 
+pub mod kept;
 mod problem;
 
 #[cfg(test)]
@@ -36,6 +37,9 @@ pub struct VerifyProgress {
 pub struct VerifyReport {
     /// The group's name.
     pub group: String,
+    /// Its UUID.
+    #[serde(skip)]
+    pub id: GroupId,
     /// What was read.
     pub read: VerifyProgress,
     /// Recovery points of a name that can be restored, as far as the history is whole.
@@ -78,6 +82,7 @@ pub async fn verify(
     let (read, problems) = (check.read, check.problems);
     Ok(VerifyReport {
         group: name.to_owned(),
+        id,
         read,
         checkpoints,
         problems,

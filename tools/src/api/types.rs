@@ -67,6 +67,10 @@ pub struct GroupStatus {
     pub targets: Vec<TargetStatus>,
     /// Last checkpoint since the start.
     pub last_checkpoint: Option<CheckpointDone>,
+    /// Oldest moment that can be restored, if a repository of this machine has the history.
+    pub oldest_point_wall_ns: Option<u64>,
+    /// When that history was last read and found whole.
+    pub last_verified_wall_ns: Option<u64>,
 }
 
 /// One disk.
@@ -131,6 +135,10 @@ pub struct ReceivedStatus {
     pub last_wall_ns: Option<u64>,
     /// Whether a primary was heard of lately.
     pub connected: bool,
+    /// Oldest moment that can be restored.
+    pub oldest_point_wall_ns: Option<u64>,
+    /// When its history was last read and found whole.
+    pub last_verified_wall_ns: Option<u64>,
     /// Something that an administrator has to look at.
     pub alarm: Option<String>,
 }
@@ -148,6 +156,20 @@ pub struct CheckpointDone {
     pub label: Option<String>,
     /// `crash` or `application`.
     pub kind: String,
+    /// Targets at which it becomes no recovery point, or may not, with the reason. Empty: it is one
+    /// at every target as soon as it has been shipped.
+    pub no_point_at: Vec<NoPoint>,
+}
+
+/// Why a checkpoint is no recovery point at a target.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct NoPoint {
+    /// The target's URL.
+    pub target: String,
+    /// Whether that is certain, or depends on what the target says when it is back.
+    pub certain: bool,
+    /// Why.
+    pub reason: String,
 }
 
 /// Body of `POST /v1/groups/GROUP/checkpoints`.
@@ -171,6 +193,8 @@ pub struct PointList {
     pub spans: Vec<SpanInfo>,
     /// Named points, oldest first.
     pub points: Vec<PointInfo>,
+    /// The holes between and behind the spans, oldest first.
+    pub gaps: Vec<GapInfo>,
     /// A pass has been under way since then; points from its begin on exist once it is complete.
     pub pass_since_wall_ns: Option<u64>,
 }
@@ -203,6 +227,18 @@ pub struct FreezeInfo {
     pub own_ns: u64,
     /// Why the point stayed crash-consistent.
     pub reason: Option<String>,
+}
+
+/// Where nothing can be restored.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GapInfo {
+    /// Time of the last moment before it.
+    pub after_wall_ns: u64,
+    /// Time of the first moment behind it; none while it is open.
+    pub before_wall_ns: Option<u64>,
+    /// `records-missing` (the log overflowed), `resync` (copied anew, no record is missing) or
+    /// `new-epoch` (another log took over).
+    pub cause: String,
 }
 
 /// One named point.

@@ -8,7 +8,7 @@ use afterimage_replica::repository::Repository;
 use anyhow::bail;
 use std::sync::Arc;
 
-use crate::api::types::{FreezeInfo, PointInfo, PointList, SpanInfo};
+use crate::api::types::{FreezeInfo, GapInfo, PointInfo, PointList, SpanInfo};
 use crate::cli::RepositoryArgs;
 use crate::cli::values::GroupPoint;
 use crate::config::Config;
@@ -94,7 +94,13 @@ pub fn list(group: &Group) -> PointList {
         label: (!point.label.is_empty()).then(|| point.label.clone()),
         changed_bytes: point.changed_bytes,
     };
+    let gap = |gap: &afterimage_replica::points::Gap| GapInfo {
+        after_wall_ns: gap.after_ns,
+        before_wall_ns: gap.before_ns,
+        cause: gap.cause.name().to_owned(),
+    };
     PointList {
+        gaps: listed.gaps.iter().map(gap).collect(),
         group: listed.group,
         uuid: listed.uuid,
         latest: listed.latest,

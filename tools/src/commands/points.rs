@@ -21,12 +21,15 @@ pub async fn run(repository: &Repository, group: &str, output: Output) -> anyhow
 
 fn text(list: &PointList, now: Timestamp) -> String {
     let mut rows = table(&["TIME", "POINT", "KIND", "AGE", "CHANGED"]);
+    let mut gaps = list.gaps.iter().peekable();
     let mut before = None;
     let mut notes = String::new();
     let mut points = list.points.iter().peekable();
     for span in &list.spans {
         if let Some(last) = before {
-            rows.add_row(["", "--- gap ---", "", "", &gap(last, span.first_wall_ns)]);
+            let why = gaps.next().map_or("gap", |gap| why(&gap.cause));
+            let length = gap(last, span.first_wall_ns);
+            rows.add_row(["", "--- gap ---", why, "", &length]);
         }
         rows.add_row([
             local_time(span.first_wall_ns),
@@ -54,6 +57,9 @@ fn text(list: &PointList, now: Timestamp) -> String {
             String::new(),
         ]);
         before = Some(span.last_wall_ns);
+    }
+    if gaps.next().is_some_and(|gap| gap.before_wall_ns.is_none()) {
+        rows.add_row(["", "--- gap ---", "open", "", ""]);
     }
     let mut text = table_text(&rows);
     if list.spans.is_empty() {
@@ -96,6 +102,16 @@ fn milliseconds(ns: u64) -> String {
     format!("{:.2} ms", ns as f64 / 1e6)
 }
 
+/// A gap's cause for people.
+fn why(cause: &str) -> &'static str {
+    match cause {
+        "records-missing" => "records are missing",
+        "resync" => "copied anew",
+        "new-epoch" => "another log took over",
+        _ => "gap",
+    }
+}
+
 fn gap(from_ns: u64, to_ns: u64) -> String {
     let length = std::time::Duration::from_nanos(to_ns.saturating_sub(from_ns));
     format!("{} missing", crate::cli::output::duration(length))
@@ -104,7 +120,7 @@ fn gap(from_ns: u64, to_ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{FreezeInfo, SpanInfo};
+    use crate::api::types::{FreezeInfo, GapInfo, SpanInfo};
 
     #[test]
     fn gaps_stand_between_spans() {
@@ -125,6 +141,14 @@ mod tests {
         let list = PointList {
             spans: vec![span(1, 10), span(20, 30)],
             points: vec![point],
+            gaps: vec![
+                GapInfo {
+                    before_wall_ns: Some(20_000_000_000),
+                    cause: "records-missing".into(),
+                    ..GapInfo::default()
+                },
+                GapInfo::default(),
+            ],
             ..PointList::default()
         };
         let text = text(&list, Timestamp::from_second(60).expect("a time"));
@@ -134,7 +158,12 @@ mod tests {
             lines[3].contains("gap") && lines[3].contains("10.0 s missing"),
             "{text}"
         );
+        assert!(lines[3].contains("records are missing"), "{text}");
         assert!(lines[5].contains("noon"), "{text}");
+        assert!(
+            lines[7].contains("gap") && lines[7].contains("open"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Commands that ask the daemon one thing and print its answer: `checkpoint`, `detach`.
 
 use crate::api::client::Client;
+use crate::api::types::NoPoint;
 use crate::cli::output::{Output, local_time};
 
 /// `afterimage checkpoint`.
@@ -16,16 +17,30 @@ pub async fn checkpoint(
     let done = client.checkpoint(group, label).await?;
     output.result(&done, |done| {
         let label = done.label.as_deref().map(|l| format!(" '{l}'"));
-        format!(
+        let mut text = format!(
             "checkpoint{} of {} at lsn:{}, {} ({}-consistent)",
             label.unwrap_or_default(),
             done.group,
             done.lsn,
             local_time(done.wall_ns),
             done.kind
-        )
+        );
+        for no_point in &done.no_point_at {
+            text += &format!("\n{}", no_point_text(no_point));
+        }
+        text
     })?;
     Ok(())
+}
+
+/// Why a checkpoint cannot be restored from a target, for people.
+#[must_use]
+pub fn no_point_text(no_point: &NoPoint) -> String {
+    let verdict = match no_point.certain {
+        true => "is NO recovery point",
+        false => "may be no recovery point",
+    };
+    format!("it {verdict} at {}: {}", no_point.target, no_point.reason)
 }
 
 /// `afterimage detach`.

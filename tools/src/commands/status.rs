@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use std::time::Duration;
 
+use super::simple::no_point_text;
 use crate::api::client::Client;
 use crate::api::types::{GroupStatus, StatusReport, TargetStatus};
 use crate::cli::output::{Output, age, bytes, duration, table, table_text};
@@ -85,6 +86,11 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
     if let Some(reason) = &group.reason {
         text += &format!("\n{}: {reason}\n", group.name);
     }
+    let last = group.last_checkpoint.iter().flat_map(|p| &p.no_point_at);
+    for no_point in last {
+        let why = no_point_text(no_point);
+        text += &format!("\n{}: last checkpoint: {why}", group.name);
+    }
     for target in &group.targets {
         let mut line = format!("\n{} → {}: {}", group.name, target.url, target.state);
         if let Some(pass) = target.pass {
@@ -105,6 +111,12 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
             line += &format!("\n    {error}");
         }
         text += &line;
+    }
+    if let Some(time) = group.last_verified_wall_ns {
+        text += &format!("\n{}: history verified {} ago", group.name, age(time, now));
+    }
+    if let Some(why) = &group.verify_due {
+        text += &format!("\n{}: a verify is due: {why}", group.name);
     }
     if !text.is_empty() {
         text += "\n";

@@ -2,10 +2,11 @@
 
 use afterimage_replica::group::Group;
 use afterimage_replica::repository::Repository;
-use afterimage_replica::verify::{VerifyReport, verify};
+use afterimage_replica::verify::{VerifyReport, kept, verify};
 use anyhow::bail;
 
 use crate::cli::output::{Output, bytes};
+use crate::serve::open::wall_ns;
 
 /// Runs the command.
 ///
@@ -25,6 +26,10 @@ pub async fn run(
     for name in &names {
         let before: u64 = reports.iter().map(|report| report.read.objects).sum();
         let report = verify(repository, name, |at| bar.set_position(before + at.objects)).await?;
+        // A copy that cannot be written can be checked all the same.
+        if let Err(error) = kept::keep(repository, &report, wall_ns()).await {
+            eprintln!("the result for {name} could not be kept: {error}");
+        }
         reports.push(report);
     }
     bar.finish_and_clear();

@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
+use tracing_subscriber::EnvFilter;
 
 /// Smallest log, in bytes.
 pub const LOG_BYTES_MIN: u64 = 16 << 20;
@@ -131,6 +132,11 @@ pub enum Problem {
     /// A schedule with both or neither of its keys.
     #[error("a checkpoint schedule has either 'every' or 'cron'")]
     Schedule,
+    /// A filter of messages that is none.
+    #[error(
+        "'{0}' is not a log level: write error, warn, info, debug, trace, or a filter like \"info,afterimage_proxy=debug\""
+    )]
+    LogLevel(String),
     /// Nobody to do the work.
     #[error("no worker can run with workers = 0; leave the key away for one per core")]
     NoWorkers,
@@ -151,6 +157,12 @@ pub fn assemble(
     let in_main = |offset: usize, problem| problem_at(main, text, offset, problem);
     if file.workers == Some(0) {
         return Err(in_main(0, Problem::NoWorkers));
+    }
+
+    let level = file.log_level.get_ref();
+    if EnvFilter::try_new(level).is_err() {
+        let at = file.log_level.span().start;
+        return Err(in_main(at, Problem::LogLevel(level.clone())));
     }
 
     let mut sourced: Vec<Sourced<'_>> = Vec::new();
@@ -209,6 +221,7 @@ pub fn assemble(
         ring_dir: base.join(file.ring_dir),
         ring_budget: file.ring_budget.0,
         workers: file.workers,
+        log_level: file.log_level.into_inner(),
         listeners,
         images_socket: base.join(file.nbd.images),
         api_socket,

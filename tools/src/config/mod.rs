@@ -32,6 +32,8 @@ pub struct Config {
     pub ring_budget: u64,
     /// Data path threads.
     pub workers: Option<usize>,
+    /// Which messages are logged.
+    pub log_level: String,
     /// NBD listeners.
     pub listeners: Vec<Listener>,
     /// Unix socket where images are exported.

@@ -22,6 +22,9 @@ pub struct File {
     pub ring_budget: Size,
     /// Data path threads. Default: one per core.
     pub workers: Option<usize>,
+    /// Which messages are logged: error, warn, info, debug, trace, or a filter as
+    /// `info,afterimage_proxy=debug`. `AFTERIMAGE_LOG` goes before it.
+    pub log_level: Spanned<String>,
     /// NBD server.
     pub nbd: Nbd,
     /// API and metrics.
@@ -40,6 +43,7 @@ impl Default for File {
             ring_dir: "/dev/shm".into(),
             ring_budget: Size(1 << 30),
             workers: None,
+            log_level: Spanned::new(0..0, "info".to_owned()),
             nbd: Nbd::default(),
             http: Http::default(),
             ship: Ship::default(),

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub status: StatusReport,
     /// What goes beyond it, by group in the same order.
     pub groups: Vec<GroupNumbers>,
+    /// What repositories of this machine hold.
+    pub histories: Vec<HistoryNumbers>,
     /// Certificates: name and end of validity in seconds since 1970.
     pub certificates: Vec<(String, i64)>,
 }
@@ -39,6 +41,21 @@ pub struct GroupNumbers {
     pub checkpoints: Vec<(&'static str, &'static str, u64)>,
     /// Errors by kind.
     pub errors: Vec<(&'static str, u64)>,
+    /// Seconds of history that the targets lack, in the order of the status.
+    pub gap_seconds: Vec<f64>,
+}
+
+/// What is known of a group's history in a repository of this machine.
+#[derive(Debug, Clone, Default)]
+pub struct HistoryNumbers {
+    /// The group.
+    pub group: String,
+    /// Oldest moment that can be restored, nanoseconds since 1970.
+    pub oldest_point_ns: Option<u64>,
+    /// When it was last read and found whole, nanoseconds since 1970.
+    pub last_verified_ns: Option<u64>,
+    /// Damaged or missing objects that the last check found.
+    pub damaged_objects: Option<u64>,
 }
 
 /// The text of a scrape.
@@ -64,6 +81,17 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     }
     for (group, numbers) in status.groups.iter().zip(&snapshot.groups) {
         group_numbers(&mut f, &group.name, numbers);
+        for (target, seconds) in group.targets.iter().zip(&numbers.gap_seconds) {
+            f.counter(
+                "history_gap_seconds_total",
+                "Time of which the target holds no history, because unshipped records left the log.",
+                &[("group", &group.name), ("target", &target.url)],
+                *seconds,
+            );
+        }
+    }
+    for history in &snapshot.histories {
+        history_numbers(&mut f, history);
     }
     for group in &status.received {
         let labels = [("group", group.name.as_str())];
@@ -185,6 +213,34 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
             "Time of the last checkpoint.",
             &[("group", name), ("kind", &point.kind)],
             seconds(point.wall_ns),
+        );
+    }
+}
+
+fn history_numbers(f: &mut Families, history: &HistoryNumbers) {
+    let labels = [("group", history.group.as_str())];
+    if let Some(time) = history.oldest_point_ns {
+        f.gauge(
+            "oldest_point_timestamp_seconds",
+            "Oldest moment that can be restored.",
+            &labels,
+            seconds(time),
+        );
+    }
+    if let Some(time) = history.last_verified_ns {
+        f.gauge(
+            "last_verified_timestamp_seconds",
+            "When the history was last read and found whole.",
+            &labels,
+            seconds(time),
+        );
+    }
+    if let Some(count) = history.damaged_objects {
+        f.gauge(
+            "verify_damaged_objects",
+            "Damaged or missing objects that the last check of the history found.",
+            &labels,
+            count as f64,
         );
     }
 }

@@ -39,6 +39,7 @@ fn snapshot() -> Snapshot {
         log_sync: buckets,
         checkpoints: vec![("crash", "ok", 2)],
         errors: vec![("log", 1)],
+        gap_seconds: vec![12.5],
         ..GroupNumbers::default()
     };
     Snapshot {
@@ -53,6 +54,12 @@ fn snapshot() -> Snapshot {
             ..StatusReport::default()
         },
         groups: vec![numbers.clone(), numbers],
+        histories: vec![HistoryNumbers {
+            group: "vm1".into(),
+            oldest_point_ns: Some(1_600_000_000_000_000_000),
+            last_verified_ns: Some(1_650_000_000_000_000_000),
+            damaged_objects: Some(2),
+        }],
         certificates: vec![("replica".into(), 1_700_000_000)],
     }
 }
@@ -89,6 +96,11 @@ fn numbers_are_where_they_belong() {
         "afterimage_nbd_request_duration_seconds_bucket{group=\"vm1\",op=\"read\",le=\"0.01\"} 5",
         "afterimage_nbd_request_duration_seconds_bucket{group=\"vm1\",op=\"read\",le=\"+Inf\"} 6",
         "afterimage_errors_total{group=\"vm1\",kind=\"log\"} 1",
+        "afterimage_history_gap_seconds_total{group=\"vm1\",target=\"file:///srv/\\\"repo\\\"\"} 12.5",
+        "afterimage_oldest_point_timestamp_seconds{group=\"vm1\"} 1600000000",
+        "afterimage_last_verified_timestamp_seconds{group=\"vm1\"} 1650000000",
+        "afterimage_verify_damaged_objects{group=\"vm1\"} 2",
+        "afterimage_log_sync_duration_seconds_bucket{group=\"vm1\",le=\"0.01\"} 5",
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");
     }

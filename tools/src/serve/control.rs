@@ -8,7 +8,7 @@ use afterimage_replica::image::{ChunkCache, Image};
 use afterimage_replica::points::resolve;
 use afterimage_replica::receive::Receiver;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::exports::Served;
 use super::group;
@@ -23,10 +23,13 @@ use crate::cli::values::Point;
 use crate::commands::history;
 use crate::config::Config;
 use crate::config::units::ListenAddress;
-use crate::metrics::{self, Snapshot};
+use crate::metrics::{self, HistoryNumbers, Snapshot};
 
 /// Chunks that all images together keep in memory.
 const IMAGE_CACHE_BYTES: usize = 256 << 20;
+
+/// What a repository has to say for a status is waited for so long.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The daemon behind the API.
 pub(super) struct Daemon {
@@ -83,6 +86,15 @@ impl Daemon {
         })?;
         let receiver = found.receiver().await;
         receiver.map_err(|error| ApiError::Failed(error.to_string()))
+    }
+
+    async fn status_with_histories(
+        &self,
+        wanted: Option<&str>,
+    ) -> Result<(StatusReport, Vec<HistoryNumbers>), ApiError> {
+        let mut status = self.status_of(wanted).await?;
+        let histories = self.histories(&mut status).await;
+        Ok((status, histories))
     }
 
     async fn status_of(&self, wanted: Option<&str>) -> Result<StatusReport, ApiError> {
@@ -144,6 +156,45 @@ impl Daemon {
         all
     }
 
+    /// What repositories of this machine have of the groups in a status, which takes over what it
+    /// shows of it. One that does not answer in time shows nothing.
+    async fn histories(&self, report: &mut StatusReport) -> Vec<HistoryNumbers> {
+        let mut all: Vec<HistoryNumbers> = Vec::new();
+        for status in &mut report.groups {
+            if let Some(numbers) = self.history(&status.name).await {
+                status.oldest_point_wall_ns = numbers.oldest_point_ns;
+                status.last_verified_wall_ns = numbers.last_verified_ns;
+                all.push(numbers);
+            }
+        }
+        for received in &mut report.received {
+            let known = all.iter().find(|known| known.group == received.name);
+            let (numbers, is_new) = match known {
+                Some(known) => (Some(known.clone()), false),
+                None => (self.history(&received.name).await, true),
+            };
+            if let Some(numbers) = numbers {
+                received.oldest_point_wall_ns = numbers.oldest_point_ns;
+                received.last_verified_wall_ns = numbers.last_verified_ns;
+                if is_new {
+                    all.push(numbers);
+                }
+            }
+        }
+        all
+    }
+
+    async fn history(&self, name: &str) -> Option<HistoryNumbers> {
+        let receiver = self.receivers.for_images(&self.config, name)?.opened()?;
+        let numbers = async {
+            let group = receiver.group_by_name(name).await.ok()?;
+            let mut numbers = report::history(&group).await;
+            numbers.group = name.to_owned();
+            Some(numbers)
+        };
+        tokio::time::timeout(HISTORY_PATIENCE, numbers).await.ok()?
+    }
+
     async fn open_image(&self, group: &str, point: &str) -> Result<ExportInfo, ApiError> {
         let begun = Instant::now();
         let spec: Point = point
@@ -184,8 +235,10 @@ impl Daemon {
     }
 
     async fn scrape(&self) -> Result<String, ApiError> {
+        let (status, histories) = self.status_with_histories(None).await?;
         let mut snapshot = Snapshot {
-            status: self.status_of(None).await?,
+            status,
+            histories,
             ..Snapshot::default()
         };
         for status in &snapshot.status.groups {
@@ -222,7 +275,7 @@ fn not_found_or_failed(error: HistoryError) -> ApiError {
 
 impl Control for Daemon {
     fn status<'a>(&'a self, group: Option<&'a str>) -> Answer<'a, StatusReport> {
-        Box::pin(self.status_of(group))
+        Box::pin(async move { Ok(self.status_with_histories(group).await?.0) })
     }
 
     fn checkpoint<'a>(

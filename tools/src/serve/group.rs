@@ -18,15 +18,19 @@ use afterimage_proxy::engine::recovery::{Accepted, RecoveryError, RecoveryReport
 use afterimage_proxy::engine::{Ack, EngineConfig, OnLogError};
 use afterimage_proxy::io::storage::UringStorage;
 use afterimage_proxy::io::uring::{Uring, UringError};
+use afterimage_proxy::ship::Tuning;
 use afterimage_proxy::ship::port::GroupIdentity;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::worker::{GroupEvent, GroupHandle, ProxyHandle, RecoveredGroup, WorkerError};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use super::report;
 use crate::api::types::CheckpointDone;
 use crate::config::{Config, GroupConfig, schema};
 
@@ -76,6 +80,16 @@ pub struct TargetTask {
     pub status: StatusCell,
     /// Its identity in the superblock.
     pub sink: SinkId,
+    /// Settings of shipping that change while it runs.
+    pub tuning: watch::Sender<Tuning>,
+}
+
+impl TargetTask {
+    /// Nothing waits to be joined by more any longer: the group ends.
+    pub fn hurry(&self) {
+        self.tuning
+            .send_modify(|tuning| tuning.ship_interval = Duration::ZERO);
+    }
 }
 
 /// Something that is known beside what the engine counts.
@@ -97,10 +111,40 @@ pub struct Notes {
     pub detached: bool,
     /// A verify is due, and why.
     pub verify_due: Option<&'static str>,
+    /// What is missing at each target, in their order.
+    pub gaps: Vec<GapClock>,
     /// Bytes per second written lately.
     pub write_rate: u64,
     /// Bytes written at the last look.
     pub written_before: u64,
+}
+
+/// How much time of a group's history a target lacks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GapClock {
+    /// In gaps that are closed.
+    closed_ns: u64,
+    /// When the open one began.
+    since_ns: Option<u64>,
+}
+
+impl GapClock {
+    /// Whether there is a gap now; the last moment that the target could restore before it. Gives
+    /// the time in all gaps so far.
+    pub fn look(&mut self, gap: bool, restorable_ns: Option<u64>, now_ns: u64) -> u64 {
+        match (gap, self.since_ns) {
+            (true, None) => self.since_ns = Some(restorable_ns.unwrap_or(now_ns).min(now_ns)),
+            (false, Some(since)) => {
+                self.closed_ns += now_ns.saturating_sub(since);
+                self.since_ns = None;
+            }
+            _ => {}
+        }
+        let open = self
+            .since_ns
+            .map_or(0, |since| now_ns.saturating_sub(since));
+        self.closed_ns + open
+    }
 }
 
 /// A running group.
@@ -116,6 +160,7 @@ pub struct Running {
     pub targets: Vec<TargetTask>,
     /// Recovery's words.
     pub report: RecoveryReport,
+    schedule: watch::Sender<Option<Schedule>>,
     notes: Mutex<Notes>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -148,6 +193,7 @@ pub async fn start(
         disks,
         targets: Vec::new(),
         report,
+        schedule: watch::Sender::new(None),
         notes: Mutex::new(Notes {
             verify_due: report
                 .verify_due
@@ -284,6 +330,7 @@ impl Running {
         };
         let wall_ns = open::wall_ns();
         let appended = self.handle.append_event(record, true).await;
+        let no_point_at = report::no_point_at(self).await;
         let mut notes = self.notes();
         match appended {
             Ok(lsn) => {
@@ -293,6 +340,7 @@ impl Running {
                     wall_ns,
                     label: label.map(str::to_owned),
                     kind: "crash".to_owned(),
+                    no_point_at,
                 };
                 notes.checkpoints_ok += 1;
                 notes.last_checkpoint = Some(done.clone());
@@ -345,14 +393,35 @@ impl Running {
         }
     }
 
-    /// Takes checkpoints as the schedule says, until the group ends.
-    pub async fn keep_schedule(self: Arc<Self>, schedule: Schedule) {
-        while let Some(wait) = schedule.wait_from(&jiff::Zoned::now()) {
-            tokio::time::sleep(wait).await;
+    /// Takes checkpoints as the schedule says, and as another one says that comes later, until the
+    /// group ends.
+    pub async fn keep_schedule(self: Arc<Self>, mut schedule: watch::Receiver<Option<Schedule>>) {
+        loop {
+            let due = schedule.borrow_and_update().clone();
+            let wait = due.and_then(|due| due.wait_from(&jiff::Zoned::now()));
+            let sleep = tokio::time::sleep(wait.unwrap_or_default());
+            tokio::select! {
+                changed = schedule.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                () = sleep, if wait.is_some() => {}
+            }
             if let Err(error) = self.checkpoint(None, CheckpointTrigger::Schedule).await {
                 tracing::warn!(group = %self.config.name, %error, "a scheduled checkpoint failed");
             }
         }
+    }
+
+    /// From now on checkpoints are taken as this schedule says.
+    pub fn set_schedule(&self, schedule: Option<Schedule>) {
+        self.schedule.send_replace(schedule);
+    }
+
+    /// Whoever is to keep the schedule.
+    #[must_use]
+    pub fn schedule(&self) -> watch::Receiver<Option<Schedule>> {
+        self.schedule.subscribe()
     }
 
     /// Everything into the backings, connections closed, files closed and unlocked. Whether it was
@@ -417,4 +486,21 @@ fn backing_paths(open: &OpenGroup) -> HashMap<u16, PathBuf> {
 
 fn mtime_of(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> u64 {
     paths.get(&disk.0).map_or(0, |path| open::mtime_ns(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::GapClock;
+
+    #[test]
+    fn gaps_add_up_and_never_shrink() {
+        let mut clock = GapClock::default();
+        assert_eq!(clock.look(false, Some(50), 100), 0);
+        assert_eq!(clock.look(true, Some(90), 100), 10, "from the last moment");
+        assert_eq!(clock.look(true, Some(90), 150), 60);
+        assert_eq!(clock.look(false, Some(155), 160), 70, "closed");
+        assert_eq!(clock.look(false, None, 900), 70);
+        assert_eq!(clock.look(true, None, 1000), 70, "nothing known: from now");
+        assert_eq!(clock.look(true, None, 1005), 75);
+    }
 }

@@ -23,7 +23,7 @@ use afterimage_proxy::worker::ProxyHandle;
 use anyhow::{Context as _, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -33,12 +33,15 @@ use crate::cli::Accept;
 use crate::config::{Config, GroupConfig};
 use control::Daemon;
 use exports::Served;
-use group::Running;
+use group::{Running, TargetTask};
 use listeners::Passed;
+use reload::{Live, LogFilter};
 use targets::Receivers;
 
-/// At an end, shipping has so long to send what is left.
+/// At an end, shipping goes on with what is left until no acknowledgement comes for so long.
 const LAST_SHIPPING: Duration = Duration::from_secs(3);
+/// And for so long at most: service managers lose patience.
+const LAST_SHIPPING_MAX: Duration = Duration::from_secs(30);
 /// How often rates are measured.
 const RATE_EVERY: Duration = Duration::from_secs(2);
 
@@ -50,38 +53,46 @@ pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<
     if with_parent {
         set_parent_process_death_signal(Some(Signal::TERM))?;
     }
-    init_tracing();
+    let filter = init_tracing(&config.log_level);
     let passed = Passed::take()?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?
-        .block_on(serve(Arc::new(config), accept, passed))
+        .block_on(serve(Arc::new(config), accept, passed, filter))
 }
 
-fn init_tracing() {
+/// Lets messages out; `log_level` counts unless the environment says otherwise.
+fn init_tracing(log_level: &str) -> LogFilter {
     use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("AFTERIMAGE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    use tracing_subscriber::layer::SubscriberExt as _;
+    use tracing_subscriber::util::SubscriberInitExt as _;
+    let (filter, handle) = LogFilter::new(log_level);
     // The journal has times of its own.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let format = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let format = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
     let set = if journal {
-        format.without_time().try_init()
+        registry.with(format.without_time()).try_init()
     } else {
-        format.try_init()
+        registry.with(format).try_init()
     };
     if set.is_err() {
         tracing::debug!("messages already go somewhere");
     }
+    handle
 }
 
-async fn serve(config: Arc<Config>, accept: Accept, passed: Passed) -> anyhow::Result<()> {
+async fn serve(
+    config: Arc<Config>,
+    accept: Accept,
+    passed: Passed,
+    filter: LogFilter,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -123,11 +134,12 @@ async fn serve(config: Arc<Config>, accept: Accept, passed: Passed) -> anyhow::R
     tracing::info!(groups = served.groups().len(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
+    let mut live = Live::new(&config, filter);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload::report(&config),
+            _ = hangup.recv() => live.reload(&served.groups()),
         }
     }
     tracing::info!("ending: writing logs back to their disks");
@@ -195,9 +207,8 @@ async fn start_group(
     targets::ship(&mut running, sinks);
     let running = Arc::new(running);
     running.spawn(Arc::clone(&running).watch_events());
-    if let Some(schedule) = targets::schedule(&running)? {
-        running.spawn(Arc::clone(&running).keep_schedule(schedule));
-    }
+    running.set_schedule(targets::schedule(&running, group)?);
+    running.spawn(Arc::clone(&running).keep_schedule(running.schedule()));
     Ok(running)
 }
 
@@ -215,14 +226,15 @@ async fn end_groups(config: &Arc<Config>, served: &Served) -> bool {
 
 async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
     let name = running.config.name.clone();
+    running.targets.iter().for_each(TargetTask::hurry);
     if let Err(error) = running.handle.drain().await {
         tracing::error!(group = %name, %error, "not drained; the next start recovers it");
         running.end().await.ok();
         return false;
     }
     // What the replica lacks stays in the log; a moment more often spares the gap.
-    let shipped = tokio::time::timeout(LAST_SHIPPING, all_shipped(&running)).await;
-    if shipped.is_err() {
+    let shipped = tokio::time::timeout(LAST_SHIPPING_MAX, all_shipped(&running)).await;
+    if !matches!(shipped, Ok(true)) {
         tracing::info!(group = %name, "ends with unshipped records in the log");
     }
     running.end().await.ok();
@@ -244,16 +256,26 @@ async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
     }
 }
 
-async fn all_shipped(running: &Running) {
+/// Waits for every target to have everything; false when nothing comes of it any longer.
+async fn all_shipped(running: &Running) -> bool {
     let progress = running.handle.progress();
     let appended = progress.borrow().appended;
-    let behind = || {
-        running
-            .targets
-            .iter()
-            .any(|t| t.status.get().acked < appended)
+    let acked = || {
+        let acked = running.targets.iter().map(|t| t.status.get().acked);
+        acked.collect::<Vec<_>>()
     };
-    while behind() {
+    let (mut last, mut since) = (acked(), Instant::now());
+    loop {
+        let now = acked();
+        if now.iter().all(|acked| *acked >= appended) {
+            return true;
+        }
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() > LAST_SHIPPING {
+            return false;
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -266,6 +288,8 @@ async fn measure_rates(served: Arc<Served>) {
             let Ok(snapshot) = group.handle.snapshot().await else {
                 continue;
             };
+            // Gaps are timed here, whether anybody looks or not.
+            report::gap_seconds(&group).await;
             let mut notes = group.notes();
             let written = snapshot.engine.written_bytes;
             let now = written.saturating_sub(notes.written_before) / RATE_EVERY.as_secs();

@@ -1,26 +1,155 @@
-//! SIGHUP: reads the configuration again and says what a restart would change.
+//! SIGHUP: reads the configuration again, applies what can change while guests run, and says what
+//! the rest needs.
 //!
-//! Nothing is changed while guests run: a group's disks, log and ring are what they were at the
-//! start. The report names each difference, so that nobody takes a changed file for a changed
-//! daemon.
+//! Live are: `log_level`, and of a group `ship_interval`, `pass_rate` and `checkpoint`. A group's
+//! disks, log and ring are what they were at the start. Every difference is named, so that nobody
+//! takes a changed file for a changed daemon. A file with an error changes nothing.
 
+use std::sync::Arc;
+
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::{EnvFilter, reload};
+
+use super::group::Running;
+use super::targets;
 use crate::config::{Config, GroupConfig};
 
-/// Logs what is different.
-pub(super) fn report(running: &Config) {
-    let read = match Config::load(Some(&running.file)) {
-        Ok(read) => read,
-        Err(error) => {
-            tracing::error!(%error, "the configuration has an error; everything goes on as before");
-            return;
-        }
-    };
-    let differences = differences(running, &read);
-    if differences.is_empty() {
-        tracing::info!("the configuration is what runs already");
+/// Environment variable that goes before `log_level`.
+const LOG_VARIABLE: &str = "AFTERIMAGE_LOG";
+
+/// Which messages are let out, changeable.
+pub(super) struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
+impl LogFilter {
+    /// A filter as the environment says, or else the configuration.
+    pub(super) fn new(log_level: &str) -> (reload::Layer<EnvFilter, Registry>, Self) {
+        let filter = EnvFilter::try_from_env(LOG_VARIABLE)
+            .or_else(|_| EnvFilter::try_new(log_level))
+            .unwrap_or_else(|_| EnvFilter::new("info"));
+        let (layer, handle) = reload::Layer::new(filter);
+        (layer, Self(handle))
     }
-    for difference in differences {
-        tracing::warn!("configuration changed: {difference}");
+
+    /// Whether it could be set; if not, why.
+    fn set(&self, log_level: &str) -> Result<(), LogFilterError> {
+        if std::env::var_os(LOG_VARIABLE).is_some() {
+            return Err(LogFilterError::Environment);
+        }
+        self.0.reload(EnvFilter::try_new(log_level)?)?;
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LogFilterError {
+    #[error("the environment's {LOG_VARIABLE} goes before it")]
+    Environment,
+    #[error(transparent)]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error(transparent)]
+    Reload(#[from] reload::Error),
+}
+
+/// What is in force: the configuration of the start, with what was applied since.
+pub(super) struct Live {
+    config: Config,
+    filter: LogFilter,
+}
+
+impl Live {
+    /// As it was started.
+    pub(super) fn new(config: &Config, filter: LogFilter) -> Self {
+        Self {
+            config: config.clone(),
+            filter,
+        }
+    }
+
+    /// Applies what can be, and logs what is different.
+    pub(super) fn reload(&mut self, groups: &[Arc<Running>]) {
+        let read = match Config::load(Some(&self.config.file)) {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::error!(%error, "the configuration has an error; everything goes on as before");
+                return;
+            }
+        };
+        let mut applied = Vec::new();
+        if read.log_level != self.config.log_level {
+            match self.filter.set(&read.log_level) {
+                Ok(()) => applied.push(format!("log_level is {}", read.log_level)),
+                Err(why) => tracing::warn!("log_level stays as it is: {why}"),
+            }
+            self.config.log_level.clone_from(&read.log_level);
+        }
+        for group in groups {
+            let known = &mut self.config.groups;
+            let known = known
+                .iter_mut()
+                .find(|known| known.name == group.config.name);
+            if let (Some(known), Some(read)) = (known, read.group(&group.config.name)) {
+                applied.extend(apply(group, known, read));
+            }
+        }
+        for change in &applied {
+            tracing::info!("configuration applied: {change}");
+        }
+        let differences = differences(&self.config, &read);
+        if differences.is_empty() && applied.is_empty() {
+            tracing::info!("the configuration is what runs already");
+        }
+        for difference in differences {
+            tracing::warn!("configuration changed: {difference}");
+        }
+    }
+}
+
+/// Applies what can change of a running group; says what.
+fn apply(running: &Running, known: &mut GroupConfig, read: &GroupConfig) -> Vec<String> {
+    let mut applied = Vec::new();
+    let name = &known.name;
+    if (known.ship_interval, known.pass_rate) != (read.ship_interval, read.pass_rate) {
+        let tuning = targets::ship_config(read).tuning();
+        for target in &running.targets {
+            target.tuning.send_replace(tuning);
+        }
+        applied.push(format!(
+            "group '{name}' ships every {:?}, a pass reads {} bytes per second",
+            read.ship_interval,
+            read.pass_rate
+                .map_or("any number of".to_owned(), |rate| format!("at most {rate}")),
+        ));
+    }
+    if schedule_text(known) != schedule_text(read) {
+        match targets::schedule(running, read) {
+            Ok(schedule) => {
+                running.set_schedule(schedule);
+                applied.push(format!(
+                    "group '{name}' takes checkpoints {}",
+                    schedule_text(read)
+                ));
+            }
+            Err(error) => tracing::error!(group = %name, %error, "the schedule stays as it is"),
+        }
+    }
+    take_live(known, read);
+    applied
+}
+
+/// Makes the parts equal that can change live.
+fn take_live(known: &mut GroupConfig, read: &GroupConfig) {
+    known.ship_interval = read.ship_interval;
+    known.pass_rate = read.pass_rate;
+    known.checkpoint.clone_from(&read.checkpoint);
+}
+
+/// A schedule in words, the same for the same schedule.
+fn schedule_text(group: &GroupConfig) -> String {
+    let schedule = group.checkpoint.as_ref();
+    match schedule.map(|schedule| (&schedule.every, &schedule.cron)) {
+        Some((Some(every), _)) => format!("every {:?}", every.0),
+        Some((None, Some(cron))) => format!("at cron times \"{}\"", cron.get_ref()),
+        Some((None, None)) | None => "on demand only".to_owned(),
     }
 }
 
@@ -90,11 +219,13 @@ fn replica(config: &Config) -> String {
     )
 }
 
-/// All but the place in the file.
+/// All but the places in the file.
 fn summary(group: &GroupConfig) -> String {
+    let schedule = schedule_text(group);
     let mut group = group.clone();
     group.place.line = 0;
-    format!("{group:?}")
+    group.checkpoint = None;
+    format!("{group:?} {schedule}")
 }
 
 #[cfg(test)]
@@ -114,6 +245,17 @@ mod tests {
         assert!(differences(&old, &config(&format!("# more\n\n{group}"))).is_empty());
         let new = config(&group.replace("name = \"a\"", "name = \"a\"\nring = \"64MiB\""));
         assert_eq!(differences(&old, &new).len(), 1);
+        let tuned = config(&group.replace(
+            "name = \"a\"",
+            "name = \"a\"\nship_interval = \"2s\"\npass_rate = \"1MiB\"\ncheckpoint = { cron = \"0 * * * *\" }",
+        ));
+        assert_eq!(differences(&old, &tuned).len(), 1);
+        let mut applied = old.clone();
+        take_live(&mut applied.groups[0], &tuned.groups[0]);
+        assert!(
+            differences(&applied, &tuned).is_empty(),
+            "all of it is live"
+        );
         let renamed = differences(&old, &config(&group.replace("\"a\"", "\"z\"")));
         assert!(renamed[0].contains("'z' is new") && renamed[1].contains("detach a"));
     }

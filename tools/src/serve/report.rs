@@ -1,17 +1,20 @@
 //! From what the parts know to what `status` and the metrics show.
 
-use afterimage_proxy::engine::request::EngineStatus;
+use afterimage_proxy::engine::request::{EngineStatus, LOG_SYNC_BOUNDS_NS};
 use afterimage_proxy::ship::port::GroupPort as _;
 use afterimage_proxy::ship::status::{SinkState, SinkStatus};
 use afterimage_proxy::worker::{DURATION_BOUNDS_NS, DURATION_OPS, DurationHistogram};
 use afterimage_replica::group::{Group, Intake};
+use afterimage_replica::verify::kept;
 use std::time::Duration;
 
-use super::group::{Notes, Running, TargetTask};
+use super::group::{GapClock, Notes, Running, TargetTask};
 use super::open::wall_ns;
-use crate::api::types::{DiskStatus, GroupStatus, PassStatus, ReceivedStatus, TargetStatus};
-use crate::metrics::GroupNumbers;
+use crate::api::types::{
+    DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
+};
 use crate::metrics::families::Buckets;
+use crate::metrics::{GroupNumbers, HistoryNumbers};
 
 /// A primary that was heard of within this time counts as connected.
 const CONNECTED_WITHIN: Duration = Duration::from_secs(60);
@@ -41,10 +44,10 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let engine = snapshot.engine;
     let mut targets = Vec::new();
     for target in &group.targets {
-        let record = group.handle.sink_record(target.sink).await.ok();
-        let gap = record.is_some_and(|record| record.dirty.is_some());
+        let gap = has_gap(group, target).await;
         targets.push(target_status(target, &engine, gap));
     }
+    let gap_seconds = gap_seconds(group).await;
     let notes = group.notes();
     let (state, reason) = state(&notes, &engine, &targets);
     let unshipped = targets.iter().map(|t| t.backlog_bytes).max().unwrap_or(0);
@@ -82,9 +85,64 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
             .collect(),
         targets,
         last_checkpoint: notes.last_checkpoint.clone(),
+        ..GroupStatus::default()
     };
-    (status, numbers(&notes, &engine, &snapshot.durations))
+    let mut numbers = numbers(&notes, &engine, &snapshot.durations);
+    numbers.gap_seconds = gap_seconds;
+    (status, numbers)
 }
+
+/// Whether unshipped records had to leave the log, so that the target needs a pass.
+async fn has_gap(group: &Running, target: &TargetTask) -> bool {
+    let record = group.handle.sink_record(target.sink).await;
+    record.is_ok_and(|record| record.dirty.is_some())
+}
+
+/// Seconds of history that each target lacks, since the start.
+pub(super) async fn gap_seconds(group: &Running) -> Vec<f64> {
+    let mut seen = Vec::new();
+    for target in &group.targets {
+        let restorable = target.status.get().acked_record_ns;
+        let gap = has_gap(group, target).await;
+        seen.push((gap, (restorable > 0).then_some(restorable)));
+    }
+    let now = wall_ns();
+    let mut notes = group.notes();
+    notes.gaps.resize_with(seen.len(), GapClock::default);
+    let clocks = notes.gaps.iter_mut().zip(seen);
+    clocks
+        .map(|(clock, (gap, restorable))| clock.look(gap, restorable, now) as f64 / 1e9)
+        .collect()
+}
+
+/// Targets at which a record that is appended now does not become a recovery point, or may not.
+pub(super) async fn no_point_at(group: &Running) -> Vec<NoPoint> {
+    let mut all = Vec::new();
+    for target in &group.targets {
+        let ship = target.status.get();
+        let gap = has_gap(group, target).await;
+        let (certain, reason) = match ship.state {
+            SinkState::Pass => (true, COPYING),
+            SinkState::Streaming if !gap => continue,
+            // What it says when it is back is not known yet.
+            _ if ship.pass.is_some() => (true, COPYING),
+            _ if gap => (true, GAP),
+            _ if ship.acked_record_ns > 0 => continue,
+            _ => (false, AWAY),
+        };
+        all.push(NoPoint {
+            target: target.url.clone(),
+            certain,
+            reason: reason.to_owned(),
+        });
+    }
+    all
+}
+
+const COPYING: &str = "it is being copied; recovery points begin when the copy is complete";
+const GAP: &str = "it lacks what has left the log, or was never copied; recovery points begin with a complete copy";
+const AWAY: &str =
+    "it has not been reached since the start; the checkpoint counts if its copy is complete there";
 
 fn state(
     notes: &Notes,
@@ -199,7 +257,11 @@ fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]
             .zip(durations.iter().map(buckets))
             .collect(),
         log_sync: Buckets {
-            buckets: Vec::new(),
+            buckets: LOG_SYNC_BOUNDS_NS
+                .iter()
+                .map(|ns| *ns as f64 / 1e9)
+                .zip(engine.log_sync_buckets)
+                .collect(),
             count: engine.log_syncs,
             sum: engine.log_sync_ns as f64 / 1e9,
         },
@@ -208,6 +270,27 @@ fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]
             ("crash", "failed", notes.checkpoints_failed),
         ],
         errors,
+        ..GroupNumbers::default()
+    }
+}
+
+/// What the repository has of a group: at its oldest, and when it was last checked.
+pub(super) async fn history(group: &Group) -> HistoryNumbers {
+    let oldest = {
+        let history = group.history();
+        let mut readable = history.readable();
+        readable.next().map(|(_, base, _, _)| base.readable_wall_ns)
+    };
+    let last = kept::last(group.repository(), group.id()).await;
+    let last = last.unwrap_or_else(|error| {
+        tracing::warn!(group = %group.id(), %error, "the result of the last check cannot be read");
+        None
+    });
+    HistoryNumbers {
+        group: String::new(),
+        oldest_point_ns: oldest,
+        last_verified_ns: last.map(|last| last.whole_ns).filter(|at| *at > 0),
+        damaged_objects: last.map(|last| last.problems),
     }
 }
 
@@ -228,6 +311,8 @@ pub(super) fn received(name: &str, group: &Group) -> ReceivedStatus {
         last_lsn: lsn,
         last_wall_ns: (status.newest_record_ns > 0).then_some(status.newest_record_ns),
         connected: heard < CONNECTED_WITHIN,
+        oldest_point_wall_ns: None,
+        last_verified_wall_ns: None,
         alarm: status.alarm.clone().or(match status.intake {
             Intake::RepositoryFull { text } | Intake::Failed { text } => Some(text),
             Intake::Idle | Intake::Running => None,

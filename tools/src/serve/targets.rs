@@ -18,6 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::group::{Running, TargetTask};
@@ -161,8 +162,11 @@ pub(super) fn sinks(
 ///
 /// # Errors
 /// It cannot be one.
-pub(super) fn schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
-    let Some(wanted) = &group.config.checkpoint else {
+pub(super) fn schedule(
+    group: &Running,
+    config: &GroupConfig,
+) -> Result<Option<Schedule>, TargetError> {
+    let Some(wanted) = &config.checkpoint else {
         return Ok(None);
     };
     let schedule = match (&wanted.every, &wanted.cron) {
@@ -177,24 +181,32 @@ pub(super) fn schedule(group: &Running) -> Result<Option<Schedule>, TargetError>
 pub(super) fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
     for (number, sink) in sinks.into_iter().enumerate() {
         let status = StatusCell::new(sink.url());
+        let config = ship_config(&group.config);
+        let tuning = watch::Sender::new(config.tuning());
         group.targets.push(TargetTask {
             url: sink.url().to_owned(),
             sink: sink.id(),
             status: status.clone(),
+            tuning: tuning.clone(),
         });
         let task = ShipTask {
             port: Arc::new(group.handle.clone()) as Arc<dyn GroupPort>,
             sink,
             source: Box::new(LogFileSource::new(&group.config.log_path)),
-            config: ShipConfig {
-                ship_interval: group.config.ship_interval,
-                pass_bytes_per_second: group.config.pass_rate,
-                ..ShipConfig::default()
-            },
+            config,
             status,
             jitter_seed: wall_ns() ^ number as u64,
         };
-        group.spawn(task.run());
+        group.spawn(task.run_tuned(tuning.subscribe()));
+    }
+}
+
+/// How a group is shipped.
+pub(super) fn ship_config(group: &GroupConfig) -> ShipConfig {
+    ShipConfig {
+        ship_interval: group.ship_interval,
+        pass_bytes_per_second: group.pass_rate,
+        ..ShipConfig::default()
     }
 }
 

@@ -10,17 +10,18 @@
 mod open;
 mod stream;
 
-use super::ShipConfig;
 use super::port::{GroupPort, PortError};
 use super::sink::{SinkConnection, SinkError};
 use super::source::{RecordSource, SourceError};
 use super::status::StatusCell;
 pub use super::window::AckError;
+use super::{ShipConfig, Tuning};
 use afterimage_format::ids::{Epoch, Lsn};
 use afterimage_format::segment::{PushError, SinkId};
 use afterimage_format::wire::Cursor;
 use std::convert::Infallible;
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// What all sessions towards one sink share.
 #[derive(Clone)]
@@ -31,6 +32,8 @@ pub struct Context {
     pub sink: SinkId,
     /// Settings.
     pub config: ShipConfig,
+    /// The part of them that changes; what counts.
+    pub tuning: watch::Receiver<Tuning>,
     /// Where to show what happens.
     pub status: StatusCell,
 }
@@ -44,6 +47,8 @@ pub struct Memory {
     readable_from: Lsn,
     /// The record at which a damaged frame was met last.
     damaged: Option<Lsn>,
+    /// The sink has fenced an epoch that it did not give, at its first contact with this log.
+    demands_epoch: bool,
     /// The last session got an acknowledgement.
     pub(super) progressed: bool,
 }
@@ -109,8 +114,11 @@ pub async fn run(
             .await
     }
     .await;
-    if let Err(SessionError::Source(error)) = &result {
-        memory.note_unreadable(error);
+    match &result {
+        Err(SessionError::Source(error)) => memory.note_unreadable(error),
+        // What was acknowledged counts within the epoch that was.
+        Err(SessionError::EpochChanged(_)) => memory.acked = Some(Cursor::default()),
+        _ => {}
     }
     result
 }

@@ -7,14 +7,14 @@ use crate::ship::cutter::{Cutter, Stream};
 use crate::ship::pass::Pass;
 use crate::ship::port::GroupIdentity;
 use crate::ship::resume::{BaseReason, ChainWalk, Plan, Situation, Verdict, plan};
-use crate::ship::sink::SinkConnection;
+use crate::ship::sink::{SinkConnection, SinkError};
 use crate::ship::source::RecordSource;
 use crate::ship::status::SinkState;
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::PassBeginBody;
-use afterimage_format::wire::{Cursor, Hello, HelloReply, Resume};
+use afterimage_format::wire::{Cursor, ErrorCode, Hello, HelloReply, Resume};
 
 /// Hellos in one session: the first, one that demands an epoch, one with it, and one to spare for
 /// a log that went on meanwhile.
@@ -44,7 +44,8 @@ pub(super) async fn open(
     let record = context.port.sink_record(context.sink).await?;
     let mut stored = memory.acked.unwrap_or(record.acked);
     let mut epoch = context.port.progress().borrow().epoch;
-    let mut demands_epoch = false;
+    let mut demands_epoch = memory.demands_epoch;
+    let first_contact = record.acked.lsn == Lsn::ZERO && stored.lsn == Lsn::ZERO;
     for _ in 0..HELLOS_MAX {
         let hello = Hello {
             group: identity.group,
@@ -56,7 +57,15 @@ pub(super) async fn open(
             acked: stored,
             disks: identity.disks.clone(),
         };
-        let resume = match connection.hello(hello).await? {
+        let reply = connection.hello(hello).await;
+        if let Err(SinkError::Refused { cause, .. }) = &reply
+            && cause.code == ErrorCode::Fenced
+        {
+            // A log that this sink has never had: its epoch comes from another sink, whose history
+            // has had fewer. It begins a new epoch here, as a log without any would.
+            memory.demands_epoch = first_contact && !demands_epoch;
+        }
+        let resume = match reply? {
             HelloReply::NewEpoch(new) => {
                 if new <= epoch {
                     return Err(SessionError::Answer("a new epoch that is not higher"));
@@ -66,6 +75,7 @@ pub(super) async fn open(
                 context.port.set_epoch(new).await?;
                 (epoch, stored, demands_epoch) = (new, Cursor::default(), false);
                 memory.acked = None;
+                memory.demands_epoch = false;
                 continue;
             }
             HelloReply::Resume(resume) => resume,
@@ -150,7 +160,7 @@ impl Opening<'_> {
     }
 
     fn cutter(&self) -> Cutter {
-        let interval = self.context.config.ship_interval.as_nanos();
+        let interval = self.context.tuning.borrow().ship_interval.as_nanos();
         let interval = u64::try_from(interval).unwrap_or(u64::MAX);
         Cutter::new(self.stream(), self.resume.cursor, interval)
     }

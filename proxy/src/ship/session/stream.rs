@@ -4,6 +4,7 @@ use super::open::Opened;
 use super::{Context, Memory, SessionError};
 use crate::engine::event::EventRecord;
 use crate::engine::request::LogProgress;
+use crate::ship::Tuning;
 use crate::ship::cutter::{CutSegment, Cutter};
 use crate::ship::pass::{PASS_RANGES_MAX, Pass, PassSegment, Step};
 use crate::ship::port::{GroupPort, PortError};
@@ -55,6 +56,7 @@ pub(super) struct Streaming<'a> {
     pass: Option<Driven>,
     active_at_sink: Option<ActivePass>,
     rate: RateLimit,
+    tuning: watch::Receiver<Tuning>,
 }
 
 impl<'a> Streaming<'a> {
@@ -92,7 +94,8 @@ impl<'a> Streaming<'a> {
                 ready: None,
             }),
             active_at_sink: opened.resume.active_pass,
-            rate: RateLimit::new(context.config.pass_bytes_per_second),
+            rate: RateLimit::new(context.tuning.borrow().pass_bytes_per_second),
+            tuning: context.tuning.clone(),
         }
     }
 
@@ -101,6 +104,7 @@ impl<'a> Streaming<'a> {
         self.report(self.acked_at_open(), complete).await?;
         loop {
             self.check_epoch()?;
+            self.retune();
             self.take_acks().await?;
             let mut moved = self.send_cut().await?;
             if self.may_read() {
@@ -147,6 +151,18 @@ impl<'a> Streaming<'a> {
         } else {
             Err(SessionError::EpochChanged(epoch))
         }
+    }
+
+    /// Takes over settings that have changed.
+    fn retune(&mut self) {
+        if !self.tuning.has_changed().unwrap_or(false) {
+            return;
+        }
+        let tuning = *self.tuning.borrow_and_update();
+        let interval = tuning.ship_interval.as_nanos();
+        self.cutter
+            .set_interval(u64::try_from(interval).unwrap_or(u64::MAX));
+        self.rate.set(tuning.pass_bytes_per_second);
     }
 
     fn may_read(&self) -> bool {
@@ -356,6 +372,7 @@ impl<'a> Streaming<'a> {
                 self.handle_ack(&ack).await
             }
             changed = self.progress.changed() => changed.map_err(|_| PortError::Gone.into()),
+            () = changes(&mut self.tuning) => Ok(()),
             () = tokio::time::sleep_until(at), if deadline.is_some() => Ok(()),
         }
     }
@@ -376,6 +393,15 @@ impl<'a> Streaming<'a> {
             s.pass = pass;
         });
     }
+}
+
+/// Waits for other settings; for ever when nobody is left to give them.
+async fn changes(tuning: &mut watch::Receiver<Tuning>) {
+    if tuning.changed().await.is_err() {
+        std::future::pending().await
+    }
+    // Still to be seen by who asked.
+    tuning.mark_changed();
 }
 
 /// Adds up what is allocated from the pass's place on, so that its progress can be shown.

@@ -86,7 +86,8 @@ impl<M> Mailbox<M> {
     /// Says that the worker is about to sleep until the eventfd or something else wakes it. False:
     /// a message is there, do not sleep.
     pub(super) fn prepare_sleep(&self) -> bool {
-        self.bell.sleeping.store(true, Ordering::Relaxed);
+        // Changed by exchanges alone, so that all threads agree on the order of the changes.
+        self.bell.sleeping.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if self.receiver.is_empty() {
             return true;
@@ -96,6 +97,6 @@ impl<M> Mailbox<M> {
     }
 
     pub(super) fn awake(&self) {
-        self.bell.sleeping.store(false, Ordering::Relaxed);
+        self.bell.sleeping.swap(false, Ordering::Relaxed);
     }
 }

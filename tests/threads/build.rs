@@ -5,9 +5,12 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
+/// A text and what stands in its place.
+type Replacement = (&'static str, &'static str);
+
 fn main() {
     let product = Path::new("../../proxy/src");
-    let sources: [(&str, &str, &[(&str, &str)]); 2] = [
+    let sources: [(&str, &str, &[Replacement]); 2] = [
         (
             "worker/mailbox.rs",
             "mailbox.rs",

@@ -189,6 +189,43 @@ fn every_cut_and_every_flip_is_noticed() {
     assert!(verify(&twice).is_err());
 }
 
+/// A reader of one part alone cannot count on the hash over all of them.
+#[test]
+fn each_part_is_covered_by_its_own_checksum() {
+    let bytes = segment_of(&[1]).0.bytes.to_vec();
+    let (index, _, footer) = offsets(&bytes);
+    let flipped = |at: usize| {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1;
+        flipped
+    };
+    let checksum = |part| SegmentError::Checksum { part };
+    // In fields that may hold anything: a clock, a clock, a hash, noise.
+    let header = flipped(160);
+    assert_eq!(
+        SegmentHeader::decode(&header[..HEADER_BYTES]),
+        Err(checksum("segment header"))
+    );
+    assert_eq!(
+        SegmentIndex::decode(&flipped(index + 8)[index..]),
+        Err(checksum("segment index"))
+    );
+    assert_eq!(
+        Footer::decode(&flipped(footer + 90)[footer..]),
+        Err(checksum("segment footer"))
+    );
+    let good = SegmentIndex::of_segment(&bytes).unwrap();
+    assert_eq!(good.chunks[0].codec, Codec::Raw);
+    let chunk = good.chunks[0].range();
+    assert_eq!(
+        good.chunks[0].decode(
+            0,
+            &flipped(HEADER_BYTES)[chunk.start as usize..chunk.end as usize]
+        ),
+        Err(SegmentError::ChunkChecksum(0))
+    );
+}
+
 #[test]
 fn other_versions_and_schemes_are_named() {
     let bytes = small();

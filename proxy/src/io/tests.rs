@@ -1,7 +1,7 @@
 //! Real files on this machine's disk and on /dev/shm, without privileges.
 
 use super::buffer::AlignedBuffer;
-use super::file::{OpenError, OpenOptions, StorageFile};
+use super::file::{Locking, OpenError, OpenOptions, StorageFile};
 use super::locks::LockError;
 use super::mapping::{MappingError, RingMapping, boot_id};
 use super::operation::{Piece, SocketBuffers};
@@ -414,6 +414,30 @@ fn a_log_is_created_written_once_and_not_over_another() {
         "{second:?}"
     );
     assert!(path.exists(), "the first one stays");
+}
+
+/// What a killed process has in flight holds the description, not the file's name: the lock must
+/// sit on that very description. To whoever holds a lock it is free.
+#[test]
+fn a_lock_is_on_the_description_that_carries_the_io() {
+    let folder = disk_folder();
+    for options in [OpenOptions::log(), OpenOptions::image()] {
+        let options = options.patience(Duration::ZERO);
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![0; 65536]).expect("written");
+        let file = StorageFile::open(&path, &options).expect("opened");
+        let refused = StorageFile::open(&path, &options);
+        assert!(
+            matches!(refused, Err(OpenError::Lock { .. })),
+            "{refused:?}"
+        );
+        let description = std::os::fd::AsFd::as_fd(&file);
+        let again = match options.locking {
+            Locking::Whole => super::locks::lock_whole(description),
+            _ => super::locks::lock_image(description),
+        };
+        again.expect("this description has the lock");
+    }
 }
 
 #[test]

@@ -13,6 +13,10 @@ use afterimage_format::frame::{Descriptor, FRAME_BLOCKS_MAX, FrameHeader};
 use afterimage_format::ids::{BLOCK_SIZE, LogId, Lsn};
 use std::path::PathBuf;
 
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;
+
 /// Where the bytes of a log come from.
 pub trait LogSource {
     /// What people call it.

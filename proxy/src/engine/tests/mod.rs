@@ -1,6 +1,7 @@
 //! The engine on simulated storage, against a byte-exact model, with kills, power cuts and faults.
 
 mod crash;
+mod details;
 mod model;
 mod promises;
 mod rig;

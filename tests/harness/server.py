@@ -108,6 +108,7 @@ class Afterimage:
         targets = self.to if self.to is not None else [f"file://{self.repository}"]
         listen = self.nbd_listen or f'["unix:{self.socket}"]'
         text = [
+            f'guest_state = "{self.folder}/guest"',
             f'ring_dir = "{self.ring_dir}"', f'ring_budget = "{self.ring_budget}"',
             "[nbd]", f"listen = {listen}", f'images = "{self.images_socket}"',
             "[http]", f'api = "unix:{self.folder}/api.sock"', f'metrics = "127.0.0.1:{self.metrics_port}"',

@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod freezer;
 pub mod metrics;
 pub mod quickstart;
 pub mod serve;
@@ -13,7 +14,7 @@ pub mod serve;
 use anyhow::Context as _;
 use api::client::Client;
 use cli::output::Output;
-use cli::{Cli, Command, ConfigCommand, LogCommand, SegmentCommand};
+use cli::{Cli, Command, ConfigCommand, GuestCommand, LogCommand, SegmentCommand};
 use commands::history;
 use config::{Config, ConfigError};
 use std::process::ExitCode;
@@ -46,14 +47,22 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
             let group = group.as_ref().map(|group| group.as_str());
             wait_for(commands::status::run(&client()?, group, output))
         }
-        Command::Checkpoint { group, label } => {
+        Command::Checkpoint { group, label, app } => {
             let label = label.as_ref().map(|label| label.as_str());
             wait_for(commands::simple::checkpoint(
                 &client()?,
                 group.as_str(),
                 label,
+                app,
                 output,
             ))
+        }
+        Command::Guest(GuestCommand::Check { group, freeze }) => {
+            commands::guest::check(&load()?, group.as_str(), freeze, output)
+        }
+        Command::GuestWatchdog { state, stay } => {
+            let state = state.map_or_else(|| load().map(|config| config.guest_state), Ok)?;
+            commands::guest::watchdog(&state, stay)
         }
         Command::Detach { group } => {
             wait_for(commands::simple::detach(&client()?, group.as_str(), output))

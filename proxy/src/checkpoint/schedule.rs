@@ -12,6 +12,17 @@ use std::time::Duration;
 /// Longest time by which a group's runs are shifted against the multiples of its interval.
 const JITTER_MAX: Duration = Duration::from_secs(60);
 
+/// Most due times that are left out between two attempts.
+const SKIPPED_MAX: u32 = 15;
+
+/// Due times to leave out after so many failures in a row: none after the first, then 1, 3, 7, at
+/// most 15. A guest that cannot be frozen is not stressed with every run.
+#[must_use]
+pub fn runs_to_skip(failures_in_a_row: u32) -> u32 {
+    let doublings = failures_in_a_row.saturating_sub(1).min(4);
+    ((1 << doublings) - 1).min(SKIPPED_MAX)
+}
+
 /// Why a schedule was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ScheduleError {
@@ -148,6 +159,12 @@ mod tests {
         let due = schedule.next_after(&now).expect("has a next");
         assert_eq!(due.to_string(), "2026-06-01T00:30:00Z");
         assert_eq!(schedule.wait_from(&now), Some(Duration::from_secs(90 * 60)));
+    }
+
+    #[test]
+    fn a_guest_that_fails_again_and_again_is_asked_less_often() {
+        let skipped: Vec<u32> = (0..8).map(runs_to_skip).collect();
+        assert_eq!(skipped, [0, 0, 1, 3, 7, 15, 15, 15]);
     }
 
     #[test]

@@ -85,6 +85,24 @@ impl Client {
     ) -> Result<CheckpointDone, ClientError> {
         let body = CheckpointRequest {
             label: label.map(str::to_owned),
+            app: false,
+        };
+        self.post(&format!("/v1/groups/{group}/checkpoints"), &body)
+            .await
+    }
+
+    /// Takes a checkpoint with the guest frozen for a moment.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn app_checkpoint(
+        &self,
+        group: &str,
+        label: Option<&str>,
+    ) -> Result<CheckpointDone, ClientError> {
+        let body = CheckpointRequest {
+            label: label.map(str::to_owned),
+            app: true,
         };
         self.post(&format!("/v1/groups/{group}/checkpoints"), &body)
             .await

@@ -22,11 +22,13 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send
 pub trait Control: Send + Sync + 'static {
     /// How all groups are, or one.
     fn status<'a>(&'a self, group: Option<&'a str>) -> Answer<'a, StatusReport>;
-    /// Appends a checkpoint to the log and waits until it is durable there.
+    /// Appends a checkpoint to the log and waits until it is durable there; with `app`, the guest is
+    /// frozen for it.
     fn checkpoint<'a>(
         &'a self,
         group: &'a str,
         label: Option<&'a str>,
+        app: bool,
     ) -> Answer<'a, CheckpointDone>;
     /// Recovery points of a group at the embedded replica.
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList>;

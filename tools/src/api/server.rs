@@ -89,7 +89,9 @@ async fn checkpoint(
             .parse::<Label>()
             .map_err(|e| ApiError::Invalid(format!("label: {e}")))?;
     }
-    let done = control.checkpoint(&group, request.label.as_deref()).await?;
+    let done = control
+        .checkpoint(&group, request.label.as_deref(), request.app)
+        .await?;
     Ok(Json(done).into_response())
 }
 

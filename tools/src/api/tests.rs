@@ -32,13 +32,15 @@ impl Control for Scripted {
         &'a self,
         group: &'a str,
         label: Option<&'a str>,
+        app: bool,
     ) -> Answer<'a, CheckpointDone> {
         let done = CheckpointDone {
             lsn: 7,
             label: label.map(str::to_owned),
             ..CheckpointDone::default()
         };
-        self.answer(format!("checkpoint {label:?}"), group, done)
+        let app = if app { " app" } else { "" };
+        self.answer(format!("checkpoint {label:?}{app}"), group, done)
     }
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList> {
         self.answer("points".into(), group, PointList::default())
@@ -80,6 +82,7 @@ async fn questions_reach_the_daemon_and_answers_come_back() {
         .await
         .expect("done");
     assert_eq!((done.lsn, done.label.as_deref()), (7, Some("before")));
+    client.app_checkpoint("vm1", None).await.expect("done");
     client.points("vm1").await.expect("points");
     client.export("vm1", "-90s").await.expect("export");
     assert!(client.exports().await.expect("exports").is_empty());
@@ -88,7 +91,7 @@ async fn questions_reach_the_daemon_and_answers_come_back() {
     let asked = scripted.asked.lock().expect("no panic").join(",");
     assert_eq!(
         asked,
-        "status,checkpoint Some(\"before\"),points,export -90s,exports,close vm1-7,detach"
+        "status,checkpoint Some(\"before\"),checkpoint None app,points,export -90s,exports,close vm1-7,detach"
     );
 }
 

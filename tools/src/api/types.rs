@@ -71,6 +71,12 @@ pub struct GroupStatus {
     pub oldest_point_wall_ns: Option<u64>,
     /// When that history was last read and found whole.
     pub last_verified_wall_ns: Option<u64>,
+    /// Last application-consistent one since the start.
+    #[serde(default)]
+    pub last_application: Option<CheckpointDone>,
+    /// Something about the guest's freezes that an administrator has to look at.
+    #[serde(default)]
+    pub guest_alarm: Option<String>,
 }
 
 /// One disk.
@@ -159,6 +165,12 @@ pub struct CheckpointDone {
     /// Targets at which it becomes no recovery point, or may not, with the reason. Empty: it is one
     /// at every target as soon as it has been shipped.
     pub no_point_at: Vec<NoPoint>,
+    /// How the guest's freeze went, if one was wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<FreezeInfo>,
+    /// What was done when, if the guest was to be frozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepInfo>,
 }
 
 /// Why a checkpoint is no recovery point at a target.
@@ -172,12 +184,24 @@ pub struct NoPoint {
     pub reason: String,
 }
 
+/// A step of an application-consistent checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepInfo {
+    /// Microseconds since it began.
+    pub at_us: u64,
+    /// What happened.
+    pub what: String,
+}
+
 /// Body of `POST /v1/groups/GROUP/checkpoints`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointRequest {
     /// Label.
     pub label: Option<String>,
+    /// Freeze the guest for it.
+    #[serde(default)]
+    pub app: bool,
 }
 
 /// `GET /v1/groups/GROUP/points`

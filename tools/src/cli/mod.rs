@@ -75,6 +75,23 @@ pub enum Command {
         /// Name of the checkpoint; without one it is found by time or LSN.
         #[arg(long)]
         label: Option<Label>,
+        /// Freeze the guest for a moment, so that its databases open without recovery surprises;
+        /// shows each step. Fails if the guest did not confirm; the point is there all the same.
+        #[arg(long)]
+        app: bool,
+    },
+    /// Work with the guest of a group
+    #[command(subcommand)]
+    Guest(GuestCommand),
+    /// Thaw guests whose checkpoint nobody sees through; runs beside the daemon
+    #[command(hide = true)]
+    GuestWatchdog {
+        /// Folder of the intents [default: guest_state of the configuration].
+        #[arg(long, value_name = "FOLDER")]
+        state: Option<PathBuf>,
+        /// Never end.
+        #[arg(long)]
+        stay: bool,
     },
     /// List the recovery points of a group, gaps included
     Points {
@@ -136,6 +153,19 @@ pub enum Command {
         /// Folder for the pages; it must exist.
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
+    },
+}
+
+/// `guest …`
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// Say whether the guest's agent answers, what it is, and what a freeze would reach
+    Check {
+        /// Which group.
+        group: GroupName,
+        /// Also freeze and thaw once, without a checkpoint.
+        #[arg(long)]
+        freeze: bool,
     },
 }
 

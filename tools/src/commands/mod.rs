@@ -5,6 +5,7 @@ pub mod attach_help;
 pub mod cert;
 pub mod config_check;
 pub mod export;
+pub mod guest;
 pub mod history;
 pub mod log_inspect;
 pub mod manual;

@@ -12,13 +12,22 @@ pub async fn checkpoint(
     client: &Client,
     group: &str,
     label: Option<&str>,
+    app: bool,
     output: Output,
 ) -> anyhow::Result<()> {
-    let done = client.checkpoint(group, label).await?;
+    let done = if app {
+        client.app_checkpoint(group, label).await?
+    } else {
+        client.checkpoint(group, label).await?
+    };
     output.result(&done, |done| {
+        let steps = done.steps.iter();
+        let steps: String = steps
+            .map(|step| format!("{:>10.3} ms  {}\n", step.at_us as f64 / 1e3, step.what))
+            .collect();
         let label = done.label.as_deref().map(|l| format!(" '{l}'"));
         let mut text = format!(
-            "checkpoint{} of {} at lsn:{}, {} ({}-consistent)",
+            "{steps}checkpoint{} of {} at lsn:{}, {} ({}-consistent)",
             label.unwrap_or_default(),
             done.group,
             done.lsn,
@@ -30,6 +39,10 @@ pub async fn checkpoint(
         }
         text
     })?;
+    let freeze = done.freeze.as_ref();
+    if let Some(why) = freeze.and_then(|freeze| freeze.reason.as_ref()) {
+        anyhow::bail!("the point is crash-consistent only: {why}");
+    }
     Ok(())
 }
 

@@ -91,6 +91,9 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
         let why = no_point_text(no_point);
         text += &format!("\n{}: last checkpoint: {why}", group.name);
     }
+    if let Some(alarm) = &group.guest_alarm {
+        text += &format!("\n{}: {alarm}\n", group.name);
+    }
     for target in &group.targets {
         let mut line = format!("\n{} → {}: {}", group.name, target.url, target.state);
         if let Some(pass) = target.pass {

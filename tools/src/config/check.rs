@@ -3,13 +3,16 @@
 //! Takes what was parsed, gives a [`Config`] that later code can trust, or the first problem with
 //! its place. Looks at nothing outside the files: that a backing exists is `serve`'s to find out.
 
-use super::schema::{Checkpoint, File, GroupFile, Listener, Sink};
-use super::units::{ListenAddress, Size, Target};
+use super::schema::{
+    Checkpoint, File, GroupFile, GuestAgent, Listener, Sink, default_freeze_limit,
+};
+use super::units::{Interval, ListenAddress, Size, Target};
 use super::{
     Config, ConfigError, DiskConfig, GroupConfig, Place, SinkConfig, Sourced, line_of, parse,
 };
 use afterimage_format::ids::DISKS_MAX;
 use afterimage_format::names::{self, NameError};
+use afterimage_proxy::checkpoint::intent::{AgentSpec, Way};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +23,9 @@ use tracing_subscriber::EnvFilter;
 pub const LOG_BYTES_MIN: u64 = 16 << 20;
 /// Smallest ring, in bytes.
 pub const RING_BYTES_MIN: u64 = 4 << 20;
+/// Shortest and longest freeze limit.
+const FREEZE_LIMIT_MIN: std::time::Duration = std::time::Duration::from_secs(1);
+const FREEZE_LIMIT_MAX: std::time::Duration = std::time::Duration::from_secs(60);
 /// Most sinks of a group: the superblock has room for so many.
 pub const SINKS_MAX: usize = 8;
 
@@ -129,6 +135,19 @@ pub enum Problem {
     /// A schedule that is none.
     #[error("'{0}' is not a cron schedule; write five fields like \"0 * * * *\"")]
     Cron(String),
+    /// A guest's agent with both or neither of its ways.
+    #[error(
+        "a [[group.guest]] has either qga = \"/path/of/the/agent.sock\" or both freeze and thaw = [\"program\", …]"
+    )]
+    GuestWay,
+    /// Application-consistent checkpoints of a guest that nobody can freeze.
+    #[error("checkpoint.app needs to know how the guest is frozen: add a [[group.guest]]")]
+    AppWithoutGuest,
+    /// A limit that leaves no time, or more than Windows allows.
+    #[error(
+        "freeze_limit = {0:?} is not possible; choose from 1 s to 60 s (Windows: at most 10 s)"
+    )]
+    FreezeLimit(std::time::Duration),
     /// A schedule with both or neither of its keys.
     #[error("a checkpoint schedule has either 'every' or 'cron'")]
     Schedule,
@@ -226,6 +245,7 @@ pub fn assemble(
         images_socket: base.join(file.nbd.images),
         api_socket,
         metrics,
+        guest_state: base.join(file.guest_state),
         groups,
         replica: file.replica,
     })
@@ -315,8 +335,11 @@ fn check_groups(
             });
         }
         if let Some(schedule) = &group.checkpoint {
-            check_schedule(schedule).map_err(|problem| at(start, problem))?;
+            check_checkpoint(schedule, !group.guest.is_empty())
+                .map_err(|problem| at(start, problem))?;
         }
+        let guest = check_guest(base, &name, &group.guest)
+            .map_err(|(offset, problem)| at(offset, problem))?;
         let to = check_sinks(&name, &group.to, ship_tls)
             .map_err(|(offset, problem)| at(offset, problem))?;
         groups.push(GroupConfig {
@@ -332,6 +355,12 @@ fn check_groups(
             on_log_error: group.on_log_error,
             pass_rate: group.pass_rate.map(|rate| rate.0),
             checkpoint: group.checkpoint.clone(),
+            guest,
+            freeze_limit: group
+                .checkpoint
+                .as_ref()
+                .map_or_else(default_freeze_limit, |checkpoint| checkpoint.freeze_limit)
+                .0,
             disks,
         });
     }
@@ -361,8 +390,59 @@ fn claim(paths: &mut HashMap<PathBuf, String>, path: &Path, as_: String) -> Resu
     }
 }
 
-fn check_schedule(schedule: &Checkpoint) -> Result<(), Problem> {
-    match (&schedule.every, &schedule.cron) {
+fn check_checkpoint(wanted: &Checkpoint, has_guest: bool) -> Result<(), Problem> {
+    if wanted.every.is_some() || wanted.cron.is_some() || wanted.app.is_none() {
+        check_schedule(wanted.every.as_ref(), wanted.cron.as_ref())?;
+    }
+    if let Some(app) = &wanted.app {
+        check_schedule(app.every.as_ref(), app.cron.as_ref())?;
+        if !has_guest {
+            return Err(Problem::AppWithoutGuest);
+        }
+    }
+    let limit = wanted.freeze_limit.0;
+    if !(FREEZE_LIMIT_MIN..=FREEZE_LIMIT_MAX).contains(&limit) {
+        return Err(Problem::FreezeLimit(limit));
+    }
+    Ok(())
+}
+
+/// `{group}` in paths and commands becomes the group's name, which is safe in a path.
+fn check_guest(
+    base: &Path,
+    group: &str,
+    guest: &[Spanned<GuestAgent>],
+) -> Result<Vec<AgentSpec>, (usize, Problem)> {
+    let named = |text: &str| text.replace("{group}", group);
+    let all = |texts: &[String]| texts.iter().map(|text| named(text)).collect::<Vec<_>>();
+    let mut agents = Vec::new();
+    for (number, spanned) in guest.iter().enumerate() {
+        let agent = spanned.get_ref();
+        let commands = !agent.freeze.is_empty() && !agent.thaw.is_empty();
+        let either = !agent.freeze.is_empty() || !agent.thaw.is_empty();
+        let way = match &agent.qga {
+            Some(socket) if !either => Way::Qga {
+                socket: base.join(named(&socket.to_string_lossy())),
+                mounts: agent.mounts.clone(),
+            },
+            None if commands && agent.mounts.is_empty() => Way::Exec {
+                freeze: all(&agent.freeze),
+                thaw: all(&agent.thaw),
+                timeout: agent.timeout.0,
+            },
+            _ => return Err((spanned.span().start, Problem::GuestWay)),
+        };
+        let name = agent.name.clone().unwrap_or_else(|| match number {
+            0 => "guest".to_owned(),
+            _ => format!("guest{}", number + 1),
+        });
+        agents.push(AgentSpec { name, way });
+    }
+    Ok(agents)
+}
+
+fn check_schedule(every: Option<&Interval>, cron: Option<&Spanned<String>>) -> Result<(), Problem> {
+    match (every, cron) {
         (Some(every), None) if !every.0.is_zero() => Ok(()),
         (None, Some(cron)) => match cron.get_ref().parse::<croner::Cron>() {
             Ok(_) => Ok(()),

@@ -11,6 +11,7 @@ pub mod units;
 #[cfg(test)]
 mod tests;
 
+use afterimage_proxy::checkpoint::intent::AgentSpec;
 use schema::{Ack, Checkpoint, ClientTls, Group, Listener, OnLogError, Replica};
 use std::fmt;
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ pub struct Config {
     pub api_socket: PathBuf,
     /// Loopback address of the metrics.
     pub metrics: Option<SocketAddr>,
+    /// Folder of the intents to freeze.
+    pub guest_state: PathBuf,
     /// Groups in the order of the files.
     pub groups: Vec<GroupConfig>,
     /// Receiving end.
@@ -75,6 +78,10 @@ pub struct GroupConfig {
     pub pass_rate: Option<u64>,
     /// Schedule of checkpoints.
     pub checkpoint: Option<Checkpoint>,
+    /// How the guest is frozen.
+    pub guest: Vec<AgentSpec>,
+    /// No guest is frozen longer.
+    pub freeze_limit: Duration,
     /// Disks in the order of the file.
     pub disks: Vec<DiskConfig>,
 }

@@ -25,6 +25,8 @@ pub struct File {
     /// Which messages are logged: error, warn, info, debug, trace, or a filter as
     /// `info,afterimage_proxy=debug`. `AFTERIMAGE_LOG` goes before it.
     pub log_level: Spanned<String>,
+    /// Folder that says which guests may be frozen; must survive a restart of the host.
+    pub guest_state: PathBuf,
     /// NBD server.
     pub nbd: Nbd,
     /// API and metrics.
@@ -44,6 +46,7 @@ impl Default for File {
             ring_budget: Size(1 << 30),
             workers: None,
             log_level: Spanned::new(0..0, "info".to_owned()),
+            guest_state: "/var/lib/afterimage/guest".into(),
             nbd: Nbd::default(),
             http: Http::default(),
             ship: Ship::default(),
@@ -309,6 +312,9 @@ pub struct Group {
     pub pass_rate: Option<Size>,
     /// Checkpoints at set times.
     pub checkpoint: Option<Checkpoint>,
+    /// How the guest is frozen for application-consistent checkpoints, in this order.
+    #[serde(default)]
+    pub guest: Vec<Spanned<GuestAgent>>,
     /// The disks.
     #[serde(default)]
     pub disk: Vec<Disk>,
@@ -364,6 +370,52 @@ pub struct Checkpoint {
     pub every: Option<Interval>,
     /// At these times, as cron writes them (local time).
     pub cron: Option<Spanned<String>>,
+    /// Application-consistent ones.
+    pub app: Option<AppCheckpoint>,
+    /// No guest is frozen longer. Windows allows 10 s.
+    #[serde(default = "default_freeze_limit")]
+    pub freeze_limit: Interval,
+}
+
+/// `[group.checkpoint.app]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AppCheckpoint {
+    /// So often.
+    pub every: Option<Interval>,
+    /// At these times, as cron writes them (local time).
+    pub cron: Option<Spanned<String>>,
+}
+
+pub(super) fn default_freeze_limit() -> Interval {
+    Interval::from_millis(8000)
+}
+
+/// `[[group.guest]]`: an agent, or two commands. `{group}` stands for the group's name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestAgent {
+    /// For messages. Default: `guest`, or `guest2` and so on.
+    pub name: Option<String>,
+    /// Unix socket of the chardev of QEMU's guest agent.
+    pub qga: Option<PathBuf>,
+    /// With `qga`: only these mount points.
+    #[serde(default)]
+    pub mounts: Vec<String>,
+    /// Instead of `qga`: program and arguments that freeze.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// With `freeze`: program and arguments that thaw; must work again and again, and without a
+    /// freeze before it.
+    #[serde(default)]
+    pub thaw: Vec<String>,
+    /// With `freeze`: time for one run of the thaw.
+    #[serde(default = "default_thaw_timeout")]
+    pub timeout: Interval,
+}
+
+fn default_thaw_timeout() -> Interval {
+    Interval::from_millis(30_000)
 }
 
 /// `[[group.disk]]`

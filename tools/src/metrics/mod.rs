@@ -39,6 +39,8 @@ pub struct GroupNumbers {
     pub log_sync: Buckets,
     /// Checkpoints by kind and result.
     pub checkpoints: Vec<(&'static str, &'static str, u64)>,
+    /// The guest's freezes, if it can be frozen.
+    pub freeze: Option<FreezeNumbers>,
     /// Errors by kind.
     pub errors: Vec<(&'static str, u64)>,
     /// Seconds of history that the targets lack, in the order of the status.
@@ -56,6 +58,19 @@ pub struct HistoryNumbers {
     pub last_verified_ns: Option<u64>,
     /// Damaged or missing objects that the last check found.
     pub damaged_objects: Option<u64>,
+}
+
+/// Freezes of a group's guest.
+#[derive(Debug, Clone, Default)]
+pub struct FreezeNumbers {
+    /// From the freeze asked to the thaw answered.
+    pub window: Buckets,
+    /// Our share: from the freeze answered to the thaw sent.
+    pub own: Buckets,
+    /// Attempts in a row that were not confirmed.
+    pub failures_in_a_row: u32,
+    /// A freeze is not known to be over.
+    pub maybe_frozen: bool,
 }
 
 /// The text of a scrape.
@@ -207,7 +222,9 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
             disk.bytes as f64,
         );
     }
-    if let Some(point) = &group.last_checkpoint {
+    let application = group.last_application.as_ref();
+    let crash = group.last_checkpoint.as_ref().filter(|p| p.kind == "crash");
+    for point in crash.into_iter().chain(application) {
         f.gauge(
             "last_checkpoint_timestamp_seconds",
             "Time of the last checkpoint.",
@@ -338,6 +355,9 @@ fn group_numbers(f: &mut Families, name: &str, numbers: &GroupNumbers) {
             *count as f64,
         );
     }
+    if let Some(freeze) = &numbers.freeze {
+        freeze_numbers(f, &labels, freeze);
+    }
     for (kind, count) in &numbers.errors {
         f.counter(
             "errors_total",
@@ -346,6 +366,33 @@ fn group_numbers(f: &mut Families, name: &str, numbers: &GroupNumbers) {
             *count as f64,
         );
     }
+}
+
+fn freeze_numbers(f: &mut Families, labels: families::Labels<'_>, freeze: &FreezeNumbers) {
+    f.histogram(
+        "freeze_window_seconds",
+        "From asking the guest to freeze to its answer to the thaw.",
+        labels,
+        &freeze.window,
+    );
+    f.histogram(
+        "freeze_own_seconds",
+        "Our share of it: from the answer to the freeze to sending the thaw.",
+        labels,
+        &freeze.own,
+    );
+    f.gauge(
+        "application_checkpoint_failures",
+        "Application-consistent checkpoints in a row that the guest did not confirm.",
+        labels,
+        f64::from(freeze.failures_in_a_row),
+    );
+    f.gauge(
+        "guest_maybe_frozen",
+        "Whether the guest was asked to freeze and is not known to be thawed.",
+        labels,
+        f64::from(u8::from(freeze.maybe_frozen)),
+    );
 }
 
 fn seconds(wall_ns: u64) -> f64 {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::exports::Served;
-use super::group;
+use super::group::{self, CheckpointError};
 use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
@@ -282,11 +282,22 @@ impl Control for Daemon {
         &'a self,
         group: &'a str,
         label: Option<&'a str>,
+        app: bool,
     ) -> Answer<'a, CheckpointDone> {
         Box::pin(async move {
             let running = self.running(group)?;
-            let done = running.checkpoint(label, CheckpointTrigger::Request).await;
-            done.map_err(|error| ApiError::Failed(error.to_string()))
+            let trigger = CheckpointTrigger::Request;
+            let done = if app {
+                running.app_checkpoint(label, trigger).await
+            } else {
+                running.checkpoint(label, trigger).await
+            };
+            done.map_err(|error| match error {
+                CheckpointError::NoGuest | CheckpointError::Busy => {
+                    ApiError::Conflict(error.to_string())
+                }
+                other => ApiError::Failed(other.to_string()),
+            })
         })
     }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::guest::GuestNotes;
 use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
 use super::report;
 use crate::api::types::CheckpointDone;
@@ -69,6 +70,23 @@ pub enum CheckpointError {
     /// The group.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Nobody knows how to freeze the guest.
+    #[error("how the guest is frozen is not configured: add a [[group.guest]]")]
+    NoGuest,
+    /// Another freeze or thaw of this group is under way.
+    #[error("the guest is being frozen or thawed already; 'status' shows when that is over")]
+    Busy,
+    /// The folder of intents.
+    #[error("guest_state {}: {source}", path.display())]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The task that took it broke.
+    #[error("the checkpoint broke off")]
+    Broken,
 }
 
 /// A target of a group.
@@ -101,6 +119,8 @@ pub struct Notes {
     pub checkpoints_ok: u64,
     /// Checkpoints that failed.
     pub checkpoints_failed: u64,
+    /// What is known about the guest's freezes.
+    pub guest: GuestNotes,
     /// Errors by kind.
     pub errors: HashMap<&'static str, u64>,
     /// The log failed with this errno.
@@ -158,6 +178,8 @@ pub struct Running {
     pub disks: Vec<OpenDisk>,
     /// Its targets.
     pub targets: Vec<TargetTask>,
+    /// Folder of the intents to freeze.
+    pub guest_state: PathBuf,
     /// Recovery's words.
     pub report: RecoveryReport,
     schedule: watch::Sender<Option<Schedule>>,
@@ -192,9 +214,11 @@ pub async fn start(
         handle,
         disks,
         targets: Vec::new(),
+        guest_state: config.guest_state.clone(),
         report,
         schedule: watch::Sender::new(None),
         notes: Mutex::new(Notes {
+            guest: GuestNotes::new(!group.guest.is_empty()),
             verify_due: report
                 .verify_due
                 .then_some("the group was not stopped cleanly before this start"),
@@ -341,6 +365,7 @@ impl Running {
                     label: label.map(str::to_owned),
                     kind: "crash".to_owned(),
                     no_point_at,
+                    ..CheckpointDone::default()
                 };
                 notes.checkpoints_ok += 1;
                 notes.last_checkpoint = Some(done.clone());

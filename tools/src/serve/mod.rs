@@ -8,6 +8,7 @@
 mod control;
 mod exports;
 pub mod group;
+pub mod guest;
 mod http;
 pub mod images;
 mod listeners;
@@ -64,7 +65,7 @@ pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<
 }
 
 /// Lets messages out; `log_level` counts unless the environment says otherwise.
-fn init_tracing(log_level: &str) -> LogFilter {
+pub(crate) fn init_tracing(log_level: &str) -> LogFilter {
     use std::io::IsTerminal as _;
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
@@ -97,6 +98,8 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
 
+    // Before anything else: a guest that the process before left frozen waits for this.
+    guest::thaw_left_frozen(&config);
     http::make_folders(&config)?;
     let listeners = listeners::bind(&config, passed)?;
     let receivers = Receivers::open(&config).await?;
@@ -209,6 +212,9 @@ async fn start_group(
     running.spawn(Arc::clone(&running).watch_events());
     running.set_schedule(targets::schedule(&running, group)?);
     running.spawn(Arc::clone(&running).keep_schedule(running.schedule()));
+    if let Some(schedule) = targets::app_schedule(&running)? {
+        running.spawn(Arc::clone(&running).keep_app_schedule(schedule));
+    }
     Ok(running)
 }
 

@@ -85,6 +85,8 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
             .collect(),
         targets,
         last_checkpoint: notes.last_checkpoint.clone(),
+        last_application: notes.guest.last.clone(),
+        guest_alarm: notes.guest.alarm(),
         ..GroupStatus::default()
     };
     let mut numbers = numbers(&notes, &engine, &snapshot.durations);
@@ -268,7 +270,10 @@ fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]
         checkpoints: vec![
             ("crash", "ok", notes.checkpoints_ok),
             ("crash", "failed", notes.checkpoints_failed),
+            ("application", "ok", notes.guest.confirmed),
+            ("application", "failed", notes.guest.failed),
         ],
+        freeze: notes.guest.numbers(),
         errors,
         ..GroupNumbers::default()
     }

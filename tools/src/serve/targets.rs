@@ -20,12 +20,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use toml::Spanned;
 
 use super::group::{Running, TargetTask};
 use super::listeners::endpoint;
 use super::open::wall_ns;
 use crate::config::schema::Replica;
-use crate::config::units::Target;
+use crate::config::units::{Interval, Target};
 use crate::config::{Config, GroupConfig, SinkConfig};
 
 /// A start waits so long for a repository to answer.
@@ -158,7 +159,7 @@ pub(super) fn sinks(
     group.to.iter().map(|sink| receivers.sink(sink)).collect()
 }
 
-/// The schedule of a group's checkpoints.
+/// The schedule of a group's crash-consistent checkpoints.
 ///
 /// # Errors
 /// It cannot be one.
@@ -169,12 +170,31 @@ pub(super) fn schedule(
     let Some(wanted) = &config.checkpoint else {
         return Ok(None);
     };
-    let schedule = match (&wanted.every, &wanted.cron) {
-        (Some(every), _) => Schedule::every(every.0, group.handle.identity().group)?,
-        (None, Some(cron)) => Schedule::cron(cron.get_ref())?,
-        (None, None) => return Ok(None),
+    one_schedule(group, wanted.every.as_ref(), wanted.cron.as_ref())
+}
+
+/// The schedule of a group's application-consistent checkpoints.
+///
+/// # Errors
+/// It cannot be one.
+pub(super) fn app_schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
+    let wanted = group.config.checkpoint.as_ref();
+    let Some(app) = wanted.and_then(|wanted| wanted.app.as_ref()) else {
+        return Ok(None);
     };
-    Ok(Some(schedule))
+    one_schedule(group, app.every.as_ref(), app.cron.as_ref())
+}
+
+fn one_schedule(
+    group: &Running,
+    every: Option<&Interval>,
+    cron: Option<&Spanned<String>>,
+) -> Result<Option<Schedule>, TargetError> {
+    Ok(match (every, cron) {
+        (Some(every), _) => Some(Schedule::every(every.0, group.handle.identity().group)?),
+        (None, Some(cron)) => Some(Schedule::cron(cron.get_ref())?),
+        (None, None) => None,
+    })
 }
 
 /// Begins shipping: one task for each sink.

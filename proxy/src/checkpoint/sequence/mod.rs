@@ -200,6 +200,8 @@ pub struct Sequence {
     settled: bool,
     released: bool,
     reason: Option<Reason>,
+    /// Known before the start: nobody is to be frozen.
+    refused: Option<Reason>,
     times: Times,
     steps: Vec<Step>,
 }
@@ -228,9 +230,17 @@ impl Sequence {
             settled: false,
             released: false,
             reason: None,
+            refused: None,
             times: Times::default(),
             steps: Vec::new(),
         }
+    }
+
+    /// The same, without freezing anybody for this reason.
+    #[must_use]
+    pub fn refusing(mut self, reason: Reason) -> Self {
+        self.refused = Some(reason);
+        self
     }
 
     /// Thaws agents that a run before may have left frozen: no checkpoint, no point. The intent is
@@ -340,6 +350,9 @@ impl Sequence {
             self.phase = Phase::Ending;
             self.rescue_touched(now);
             return;
+        }
+        if let Some(reason) = self.refused.take() {
+            return self.fail(now, reason);
         }
         self.enter(Phase::Intent, Some(now + self.limits.prepare));
         self.actions.push_back(Action::WriteIntent);

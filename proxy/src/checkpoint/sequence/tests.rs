@@ -450,6 +450,17 @@ fn nobody_is_frozen_when_the_host_cannot_see_it_through() {
 }
 
 #[test]
+fn a_refused_freeze_still_makes_a_point() {
+    let sequence = Sequence::new(Limits::default(), ["agent0".to_owned()]);
+    let full = sequence.refusing(Reason::LogNearlyFull { used_percent: 93 });
+    let (world, report) = drive(full, &[GOOD], Host::default());
+    assert_eq!(world.actions, ["mark", "store"]);
+    assert!(!report.confirmed && report.lsn == Some(Lsn(77)));
+    assert!(report.reason.expect("kept").to_string().contains("93 %"));
+    assert_eq!(frozen_max(&world), Duration::ZERO);
+}
+
+#[test]
 fn a_log_that_stalls_or_fails_does_not_hold_the_guest() {
     let stalls = Host {
         mark: Duration::from_secs(600),

@@ -159,6 +159,12 @@ class Guest:
             if answer.get("return") == number:
                 return
 
+    def release_agent(self):
+        """Let somebody else talk to the agent; `wait_until_up` takes it again."""
+        if self._agent:
+            self._agent.close()
+        self._agent = None
+
     def agent(self, command, patience_seconds=60, **arguments):
         """A guest agent command; returns what it returns."""
         self._agent.send({"execute": command, "arguments": arguments})

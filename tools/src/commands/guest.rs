@@ -261,7 +261,7 @@ impl Host for DryHost {
 pub fn watchdog(state: &Path, stay: bool) -> anyhow::Result<()> {
     // Fails for the leader of a process group, which is as far away from the daemon.
     rustix::process::setsid().ok();
-    crate::serve::init_tracing("info");
+    crate::serve::tell();
     let folder = IntentFolder::open(state).with_context(|| state.display().to_string())?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -22,7 +22,8 @@ use tokio::sync::oneshot;
 
 use super::group::{CheckpointError, Running};
 use super::open::wall_ns;
-use crate::api::types::{CheckpointDone, FreezeInfo, StepInfo};
+use super::report;
+use crate::api::types::{CheckpointDone, FreezeInfo, NoPoint, StepInfo};
 use crate::config::Config;
 use crate::freezer::{self, Freezer};
 use crate::metrics::FreezeNumbers;
@@ -176,6 +177,7 @@ struct GroupHost {
     freezer: Freezer,
     body: CheckpointBody,
     wall_ns: Mutex<u64>,
+    no_point_at: Vec<NoPoint>,
     result: Mutex<Option<oneshot::Sender<CheckpointDone>>>,
 }
 
@@ -275,6 +277,7 @@ impl GroupHost {
                 own_ns: ns(report.times.own()),
                 reason: (!report.confirmed).then(|| reason.unwrap_or_else(unstored)),
             }),
+            no_point_at: self.no_point_at.clone(),
             steps: report
                 .steps
                 .iter()
@@ -330,6 +333,7 @@ impl Running {
                 label: label.unwrap_or_default().to_owned(),
             },
             wall_ns: Mutex::new(wall_ns()),
+            no_point_at: report::no_point_at(self).await,
             result: Mutex::new(Some(result)),
         };
         self.notes().guest.maybe_frozen = true;

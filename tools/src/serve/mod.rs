@@ -64,8 +64,13 @@ pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<
         .block_on(serve(Arc::new(config), accept, passed, filter))
 }
 
+/// Lets messages of a process beside the daemon out.
+pub(crate) fn tell() {
+    init_tracing("info");
+}
+
 /// Lets messages out; `log_level` counts unless the environment says otherwise.
-pub(crate) fn init_tracing(log_level: &str) -> LogFilter {
+fn init_tracing(log_level: &str) -> LogFilter {
     use std::io::IsTerminal as _;
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;

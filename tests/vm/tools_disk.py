@@ -32,8 +32,8 @@ systemctl daemon-reload
 """
 
 
-def tools_disk(folder):
-    """Make the disk in `folder`; returns its path."""
+def tools_disk(folder, inside=None):
+    """Make the disk in `folder`, with further files {name: text} in `inside`; returns its path."""
     folder = Path(folder)
     tree = folder / "tools"
     tree.mkdir()
@@ -44,6 +44,8 @@ def tools_disk(folder):
         shutil.copy(unit, tree / "systemd")
     shutil.copytree(REPOSITORY / "tests/harness", tree / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "tests/vm/inside", tree / "inside", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in (inside or {}).items():
+        (tree / "inside" / name).write_text(text)
     disk = folder / "tools.ext4"
     run("mke2fs", "-q", "-t", "ext4", "-d", tree, disk, "256M")
     shutil.rmtree(tree)

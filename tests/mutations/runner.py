@@ -25,6 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COPY = ROOT / "target/mutations/workspace"
+TARGET = ROOT / "target/mutations/target"
 LOGS = ROOT / "target/test-logs/mutations"
 # Packages that a break may be in or a test may come from.
 COPIED = ["format", "proxy", "replica", "tools", "benches", "tests"]
@@ -157,12 +158,11 @@ def make_copy(sources):
 
 def build():
     """Builds the copy's tests; returns the test executable of each package and target."""
-    # Dependencies are shared with the ordinary build; the workspace's own packages are not, since
-    # their place is part of their identity. Binaries would take the place of the ordinary ones, so
-    # only libraries and tests are built.
+    # In a folder of its own: cargo names what it builds by the place of a package within its
+    # workspace, so the copy's would be taken for the ordinary ones.
     command = ["cargo", "test", "--lib", "--no-run", "--message-format=json"]
     command += [word for package in TESTED for word in ("--package", f"afterimage-{package}")]
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET)}
     done = subprocess.run(command, cwd=COPY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     executables, messages = {}, []
     for line in done.stdout.splitlines():

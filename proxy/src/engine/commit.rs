@@ -9,7 +9,7 @@ use super::Engine;
 use super::request::{LOG_SYNC_BOUNDS_NS, Now};
 use super::ring::byte_offset;
 use super::token::Purpose;
-use crate::io::{FileId, GATHER_SPANS_MAX, Operation, RingSpan, Source, Storage};
+use crate::io::{FileId, GATHER_SPANS_MAX, Operation, RingSpan, Storage};
 use afterimage_format::ids::{BLOCK_SIZE, Lsn};
 use afterimage_format::ring_header::{
     LatchedOperation, NextToPersist, RING_DURABLE_WORD, RING_NEXT_WORD,
@@ -125,18 +125,15 @@ impl<S: Storage> Engine<S> {
         if closed < write_blocks_max {
             self.close_frame();
         }
-        let Some((first, spans, frames)) = self.gather_frames(write_blocks_max) else {
+        let Some((first, frames)) = self.gather_frames(write_blocks_max) else {
             return;
         };
         self.ring.mark_writing(frames);
-        let bytes: usize = spans.iter().map(|span| span.len as usize).sum();
+        let bytes: usize = self.spans.iter().map(|span| span.len as usize).sum();
         // A DSYNC write covers itself alone: it stands for a sync only if nothing before it waits
         // for one.
         let dsync = self.commit.written == self.commit.durable && self.waiters.len() > 0;
-        let source = match spans.as_slice() {
-            [span] => Source::Ring(*span),
-            _ => Source::Gather(spans),
-        };
+        let source = self.spans_source();
         self.commit.write = Some(LogWrite {
             bytes,
             dsync,
@@ -154,10 +151,11 @@ impl<S: Storage> Engine<S> {
         );
     }
 
-    /// The frames of the next log write: position of the first in the log, the runs of ring memory,
-    /// how many frames. `None` if there is none or the log has no room.
-    fn gather_frames(&mut self, blocks_max: u32) -> Option<(u64, Vec<RingSpan>, usize)> {
-        let mut spans: Vec<RingSpan> = Vec::new();
+    /// The frames of the next log write: position of the first in the log, how many frames; their
+    /// runs of ring memory are in `spans`. `None` if there is none or the log has no room.
+    fn gather_frames(&mut self, blocks_max: u32) -> Option<(u64, usize)> {
+        let spans = &mut self.spans;
+        spans.clear();
         let mut frames = 0;
         let mut blocks = 0;
         let mut first = None;
@@ -189,7 +187,7 @@ impl<S: Storage> Engine<S> {
             frames += 1;
         }
         self.commit.blocked = blocked;
-        first.map(|first| (first, spans, frames))
+        first.map(|first| (first, frames))
     }
 
     fn start_log_sync(&mut self, now: Now, urgent: bool) {

@@ -14,7 +14,7 @@ use super::event::EngineEvent;
 use super::request::Now;
 use super::ring::{FrameState, RecordInfo, byte_offset};
 use super::token::Purpose;
-use crate::io::{FileId, Operation, RingSpan, Source, Storage};
+use crate::io::{FileId, Operation, RingSpan, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::op::Op;
 use slab::Slab;
@@ -42,6 +42,8 @@ pub(super) struct Destage {
     ready: VecDeque<DestageOp>,
     in_flight: Slab<DestageOp>,
     chosen: Vec<Chosen>,
+    /// Empty lists of operations that are over, for the next.
+    runs: Vec<Vec<Chosen>>,
     /// Backings written to since their last sync was submitted.
     unsynced: Vec<bool>,
     sync: Option<BackingSync>,
@@ -74,15 +76,18 @@ enum DestageOp {
 struct BackingSync {
     covers: Lsn,
     left: usize,
-    failed: Option<(DiskIndex, i32)>,
+    failed: bool,
 }
 
-/// When a failing backing is tried again.
+/// When a failing backing is tried again, and when it counts as working.
 #[derive(Debug, Default)]
 struct Retry {
     at_ns: Option<u64>,
     wait_ns: u64,
     failing_since_ns: Option<u64>,
+    /// What was chosen at the last failure: once all of that is durably in the backings, they work.
+    /// A success of something else proves nothing (a full file system still takes overwrites).
+    until: Lsn,
 }
 
 impl Destage {
@@ -97,6 +102,7 @@ impl Destage {
             ready: VecDeque::new(),
             in_flight: Slab::new(),
             chosen: Vec::with_capacity(BATCH_BLOCKS),
+            runs: Vec::new(),
             unsynced: vec![false; disks],
             sync: None,
             resync: false,
@@ -315,7 +321,7 @@ impl<S: Storage> Engine<S> {
 
     fn join_chosen(&mut self) {
         self.destage.chosen.sort_unstable();
-        let mut run: Vec<Chosen> = Vec::new();
+        let mut run = self.destage.runs.pop().unwrap_or_default();
         for index in 0..self.destage.chosen.len() {
             let next = self.destage.chosen[index];
             let joins = run.last().is_some_and(|last: &Chosen| {
@@ -324,12 +330,15 @@ impl<S: Storage> Engine<S> {
                     && run.len() < JOIN_BLOCKS_MAX
             });
             if !joins && !run.is_empty() {
-                let run = std::mem::take(&mut run);
+                let next = self.destage.runs.pop().unwrap_or_default();
+                let run = std::mem::replace(&mut run, next);
                 self.destage.ready.push_back(DestageOp::Blocks(run));
             }
             run.push(next);
         }
-        if !run.is_empty() {
+        if run.is_empty() {
+            self.destage.runs.push(run);
+        } else {
             self.destage.ready.push_back(DestageOp::Blocks(run));
         }
         self.destage.chosen.clear();
@@ -346,25 +355,22 @@ impl<S: Storage> Engine<S> {
             .submit(Purpose::Destage(slot).token(), operation);
     }
 
-    fn destage_write(&self, run: &[Chosen]) -> Operation {
+    fn destage_write(&mut self, run: &[Chosen]) -> Operation {
         let key = run[0].key;
-        let mut spans: Vec<RingSpan> = Vec::new();
+        self.spans.clear();
         for chosen in run {
             let offset = byte_offset(chosen.ring_block) as u64;
             let valid = self.valid_bytes(chosen.key.disk(), chosen.key.block());
             let len = u32::try_from(valid).expect("at most a block");
-            match spans.last_mut() {
+            match self.spans.last_mut() {
                 Some(last) if last.offset + u64::from(last.len) == offset => last.len += len,
-                _ => spans.push(RingSpan { offset, len }),
+                _ => self.spans.push(RingSpan { offset, len }),
             }
         }
         Operation::Write {
             file: FileId::backing(key.disk()),
             offset: key.block() << BLOCK_SHIFT,
-            source: match spans.as_slice() {
-                [span] => Source::Ring(*span),
-                _ => Source::Gather(spans),
-            },
+            source: self.spans_source(),
             dsync: false,
         }
     }
@@ -397,7 +403,6 @@ impl<S: Storage> Engine<S> {
             self.backing_failed(now, disk, &error);
             return;
         }
-        self.backing_works();
         match op {
             DestageOp::Blocks(run) => {
                 for chosen in &run {
@@ -407,6 +412,11 @@ impl<S: Storage> Engine<S> {
                     self.ring.record(chosen.lsn).pending -= 1;
                 }
                 self.status.destaged_bytes += (run.len() * BLOCK_SIZE) as u64;
+                let mut run = run;
+                run.clear();
+                if self.destage.runs.len() < BATCH_BLOCKS {
+                    self.destage.runs.push(run);
+                }
             }
             DestageOp::Zero { lsn, record } => {
                 self.destage.barrier = false;
@@ -453,6 +463,7 @@ impl<S: Storage> Engine<S> {
                 .push(EngineEvent::BackingFailing { disk, errno });
         }
         self.failure.backing_errno = errno;
+        retry.until = Lsn(self.destage.cursor.0 - 1);
         retry.failing_since_ns.get_or_insert(now.monotonic_ns);
         if retry.at_ns.is_none() {
             retry.wait_ns = (retry.wait_ns * 2).clamp(
@@ -463,9 +474,9 @@ impl<S: Storage> Engine<S> {
         }
     }
 
-    /// An operation on a backing succeeded.
-    pub(super) fn backing_works(&mut self) {
-        if self.failure.backing_errno != 0 && self.destage.retry.at_ns.is_none() {
+    /// The backings have something durably: is it all that failed?
+    fn backing_works(&mut self) {
+        if self.failure.backing_errno != 0 && self.destage.synced >= self.destage.retry.until {
             self.failure.backing_errno = 0;
             self.destage.retry = Retry::default();
             self.events.push(EngineEvent::BackingRecovered);
@@ -490,6 +501,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let due = self.destage.resync
+            || (self.failure.backing_errno != 0 && destaged >= self.destage.retry.until)
             || self.destage_idle()
             || self.commit.blocked
             || self.failure.detached
@@ -504,13 +516,14 @@ impl<S: Storage> Engine<S> {
             .collect();
         if disks.is_empty() {
             self.destage.synced = destaged;
+            self.backing_works();
             return;
         }
         self.destage.resync = false;
         self.destage.sync = Some(BackingSync {
             covers: destaged,
             left: disks.len(),
-            failed: None,
+            failed: false,
         });
         for disk in disks {
             self.destage.unsynced[usize::from(disk)] = false;
@@ -526,25 +539,23 @@ impl<S: Storage> Engine<S> {
             return;
         };
         sync.left -= 1;
+        let last = sync.left == 0;
         if let Err(error) = result {
+            sync.failed = true;
             self.destage.unsynced[usize::from(disk.0)] = true;
-            sync.failed = Some((disk, super::failure::errno_of(&error)));
-        }
-        if sync.left > 0 {
-            return;
-        }
-        let (covers, failed) = (sync.covers, sync.failed);
-        self.destage.sync = None;
-        match failed {
-            None => {
-                self.backing_works();
-                self.destage.synced = covers;
-                self.release_waiters();
-            }
-            Some((disk, errno)) => {
-                self.backing_failed(now, disk, &io::Error::from_raw_os_error(errno));
+            self.backing_failed(now, disk, &error);
+            // At once, though other backings are not through: nothing may be read meanwhile.
+            if self.redo.is_none() {
                 self.begin_redo();
             }
+        }
+        if last
+            && let Some(sync) = self.destage.sync.take()
+            && !sync.failed
+        {
+            self.destage.synced = sync.covers;
+            self.backing_works();
+            self.release_waiters();
         }
     }
 }

@@ -48,7 +48,7 @@ pub use event::{EngineError, EngineEvent, EventRecord, Ticket};
 pub use start::{FrameInLog, LogStart};
 
 use crate::io::buffer::AlignedBuffer;
-use crate::io::{Completion, Storage};
+use crate::io::{Completion, RingSpan, Source, Storage};
 use afterimage_format::frame::payload_blocks_limit;
 use afterimage_format::ids::{BootId, DiskIndex, Epoch, LogId, Lsn};
 use block_map::BlockMap;
@@ -93,6 +93,8 @@ pub struct Engine<S> {
     waiters: Waiters,
     pool: BufferPool,
     scratch: AlignedBuffer,
+    /// Runs of ring memory of the write that is being put together.
+    spans: Vec<RingSpan>,
 
     replies: Vec<Reply>,
     events: Vec<EngineEvent>,
@@ -153,6 +155,7 @@ impl<S: Storage> Engine<S> {
             waiters: Waiters::default(),
             pool: BufferPool::default(),
             scratch: AlignedBuffer::new(afterimage_format::ids::BLOCK_SIZE),
+            spans: Vec::with_capacity(crate::io::GATHER_SPANS_MAX),
             replies: Vec::with_capacity(256),
             events: Vec::new(),
             status: EngineStatus::default(),
@@ -326,6 +329,18 @@ impl<S: Storage> Engine<S> {
             self.redo.is_some(),
             self.command.wants_clean(),
         )
+    }
+
+    /// A source of the runs in `spans`.
+    fn spans_source(&mut self) -> Source {
+        match self.spans.as_slice() {
+            [span] => Source::Ring(*span),
+            many => {
+                let mut spans = self.storage.take_spans();
+                spans.extend_from_slice(many);
+                Source::Gather(spans)
+            }
+        }
     }
 
     fn reply(&mut self, id: RequestId, result: Result<ReplyBody, RequestError>) {

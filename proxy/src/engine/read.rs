@@ -33,6 +33,8 @@ pub(super) struct Reads {
     slots: Slab<ReadOp>,
     /// Reads that wait until the backing is whole again (`redo.rs`).
     held: Vec<usize>,
+    /// Lists of mixed reads that are over, for the next.
+    lists: Vec<Vec<bool>>,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ struct ReadOp {
     side: Option<AlignedBuffer>,
     /// For each block whether `side` has it. Empty if `side` is `None`.
     in_side: Vec<bool>,
+    /// What is being read may be older than what the backing was given: read it again.
+    stale: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +69,13 @@ enum Reader {
 impl Reads {
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len()
+    }
+
+    /// A backing has lost writes: what is in flight may bring what was there before them.
+    pub(super) fn distrust(&mut self) {
+        for (_, read) in &mut self.slots {
+            read.stale = true;
+        }
     }
 }
 
@@ -122,9 +133,11 @@ impl<S: Storage> Engine<S> {
         let (buffer, side, in_side) = if from_backing == blocks {
             (buffer, None, Vec::new())
         } else {
-            let in_side = (0..blocks)
-                .map(|index| self.newest(disk, first_block + index as u64) != Newest::Backing)
-                .collect();
+            let mut in_side = self.reads.lists.pop().unwrap_or_default();
+            in_side.extend(
+                (0..blocks)
+                    .map(|index| self.newest(disk, first_block + index as u64) != Newest::Backing),
+            );
             (self.pool.take(blocks * BLOCK_SIZE), Some(buffer), in_side)
         };
         let slot = self.reads.slots.insert(ReadOp {
@@ -135,6 +148,7 @@ impl<S: Storage> Engine<S> {
             valid,
             side,
             in_side,
+            stale: false,
         });
         if self.redo.is_some() {
             self.pool.give(buffer);
@@ -145,7 +159,8 @@ impl<S: Storage> Engine<S> {
     }
 
     fn submit_backing_read(&mut self, slot: usize, buffer: AlignedBuffer) {
-        let read = &self.reads.slots[slot];
+        let read = &mut self.reads.slots[slot];
+        read.stale = false;
         self.storage.submit(
             Purpose::Read(slot).token(),
             Operation::Read {
@@ -182,9 +197,19 @@ impl<S: Storage> Engine<S> {
         result: io::Result<usize>,
         buffer: Option<AlignedBuffer>,
     ) {
-        let (Some(read), Some(mut buffer)) = (self.reads.slots.try_remove(slot), buffer) else {
+        let (Some(read), Some(mut buffer)) = (self.reads.slots.get(slot), buffer) else {
             return;
         };
+        if read.stale && result.is_ok() {
+            if self.redo.is_some() {
+                self.pool.give(buffer);
+                self.reads.held.push(slot);
+            } else {
+                self.submit_backing_read(slot, buffer);
+            }
+            return;
+        }
+        let read = self.reads.slots.remove(slot);
         let result = match result {
             Ok(bytes) if bytes >= read.valid => Ok(()),
             Ok(bytes) => Err(io::Error::new(
@@ -212,6 +237,9 @@ impl<S: Storage> Engine<S> {
                 buffer[at.clone()].copy_from_slice(&side[at]);
             }
             self.pool.give(side);
+            let mut in_side = read.in_side;
+            in_side.clear();
+            self.reads.lists.push(in_side);
         }
         self.finish_read(read.what, read.disk, read.first_block, Ok(buffer));
     }

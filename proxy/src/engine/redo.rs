@@ -2,7 +2,7 @@
 //! all of it is written again, from the log, in order, one operation at a time.
 //!
 //! Always holds: destage rests meanwhile, and so do reads from the backings, which might serve what
-//! the device has lost. Every frame read from the log is checked. Ends with another sync.
+//! the device has lost; those that were in flight when the sync failed are read again. Every frame read from the log is checked. Ends with another sync.
 
 use super::Engine;
 use super::commit::log_offset;
@@ -59,6 +59,7 @@ impl<S: Storage> Engine<S> {
             "a backing's sync failed; what was written since the last good one is written again"
         );
         self.edges.all_left_ring();
+        self.reads.distrust();
         self.redo = Some(Redo {
             next,
             to: self.destage.chosen_up_to(),
@@ -72,6 +73,7 @@ impl<S: Storage> Engine<S> {
         let Some(redo) = &self.redo else { return };
         if redo.busy.is_some()
             || redo.reading
+            || self.destage.syncing()
             || !self.destage.none_in_flight()
             || self.destage.backing_off(now)
         {

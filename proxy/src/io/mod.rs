@@ -147,6 +147,12 @@ pub trait Storage {
     /// [`Storage::wait`]. Never fails: errors come as completions.
     fn submit(&mut self, token: Token, operation: Operation);
 
+    /// An empty list for a [`Source::Gather`], with the memory of one that was written before where
+    /// there is any.
+    fn take_spans(&mut self) -> Vec<RingSpan> {
+        Vec::new()
+    }
+
     /// Hands out the completions that are there, without blocking.
     fn poll(&mut self, completions: &mut Vec<Completion>);
 

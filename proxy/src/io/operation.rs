@@ -303,6 +303,16 @@ impl Slot {
         }
     }
 
+    /// The lists of a gathered write that is over.
+    pub(super) fn take_gather(&mut self) -> Option<(Vec<RingSpan>, Vec<libc::iovec>)> {
+        match &mut self.kind {
+            Kind::WriteGather { spans, vectors, .. } => {
+                Some((std::mem::take(spans), std::mem::take(vectors)))
+            }
+            _ => None,
+        }
+    }
+
     /// What a result of the kernel means.
     pub(super) fn advance(&mut self, result: i32, files: &[Option<Arc<StorageFile>>]) -> Step {
         if result < 0 {

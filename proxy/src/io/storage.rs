@@ -59,6 +59,22 @@ impl UringStorage {
         self.files[at] = Some(opened);
     }
 
+    /// Gives an open file another number, in the place of the file that has it. Nothing of either
+    /// may be in flight.
+    pub fn move_file(&mut self, from: FileId, to: FileId) {
+        let Some(moved) = self.files.get_mut(from.0 as usize).and_then(Option::take) else {
+            return;
+        };
+        self.uring.set_file(self.client, from, None);
+        self.uring
+            .set_file(self.client, to, Some(Arc::clone(&moved)));
+        let at = to.0 as usize;
+        if self.files.len() <= at {
+            self.files.resize_with(at + 1, || None);
+        }
+        self.files[at] = Some(moved);
+    }
+
     /// An open file.
     #[must_use]
     pub fn file(&self, file: FileId) -> Option<&Arc<StorageFile>> {
@@ -155,7 +171,7 @@ impl UringStorage {
                         file,
                         offset,
                         total: spans.iter().map(|span| span.len as usize).sum(),
-                        vectors: Vec::with_capacity(spans.len()),
+                        vectors: self.uring.take_vectors(),
                         spans,
                         dsync,
                     }
@@ -207,6 +223,10 @@ impl Storage for UringStorage {
                 self.uring.fail(self.client, completion);
             }
         }
+    }
+
+    fn take_spans(&mut self) -> Vec<RingSpan> {
+        self.uring.take_spans()
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>) {

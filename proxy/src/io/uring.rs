@@ -13,7 +13,7 @@
 use super::file::StorageFile;
 use super::mapping::RingMapping;
 use super::operation::{Kind, SendHeader, Slot, SocketBuffers, Step};
-use super::{Completion, FILES_MAX, FileId, Token};
+use super::{Completion, FILES_MAX, FileId, RingSpan, Token};
 use io_uring::{IoUring, squeue, types};
 use slab::Slab;
 use std::cell::RefCell;
@@ -28,6 +28,8 @@ use std::time::Duration;
 /// kernel counts rings of users without privileges) leaves no room. The completion queue has four
 /// times as many.
 const SUBMISSION_ENTRIES: [u32; 3] = [1024, 256, 64];
+/// Lists of gathered writes kept for the next.
+const GATHERS_KEPT_MAX: usize = 256;
 
 /// Why there is no io_uring.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +88,26 @@ struct Client {
     closed: bool,
 }
 
+/// Memory of gathered writes that is used again.
+#[derive(Default)]
+struct Gathers {
+    spans: Vec<Vec<RingSpan>>,
+    vectors: Vec<Vec<libc::iovec>>,
+}
+
+impl Gathers {
+    fn keep(&mut self, slot: &mut Slot) {
+        if let Some((mut spans, mut vectors)) = slot.take_gather()
+            && self.spans.len() < GATHERS_KEPT_MAX
+        {
+            spans.clear();
+            vectors.clear();
+            self.spans.push(spans);
+            self.vectors.push(vectors);
+        }
+    }
+}
+
 struct Core {
     ring: IoUring,
     slots: Slab<Slot>,
@@ -99,6 +121,8 @@ struct Core {
     reaped: Vec<(u64, i32)>,
     /// Vectors and headers of sends that are over, for the next.
     send_headers: Vec<SendHeader>,
+    /// Lists of gathered writes that are over, for the next.
+    gathers: Gathers,
     /// Clients whose completions went from none to some since last asked.
     ready_clients: Vec<usize>,
     /// A loop calls `enter` each turn: polls need not.
@@ -141,6 +165,7 @@ impl Uring {
                 socket_ready: Vec::new(),
                 reaped: Vec::with_capacity(1024),
                 send_headers: Vec::new(),
+                gathers: Gathers::default(),
                 ready_clients: Vec::new(),
                 driven: false,
                 stats: UringStats::default(),
@@ -266,6 +291,16 @@ impl Uring {
         }
         completions.append(&mut core.clients[client].ready);
         Ok(())
+    }
+
+    pub(super) fn take_spans(&self) -> Vec<RingSpan> {
+        let pooled = self.core.borrow_mut().gathers.spans.pop();
+        pooled.unwrap_or_default()
+    }
+
+    pub(super) fn take_vectors(&self) -> Vec<libc::iovec> {
+        let pooled = self.core.borrow_mut().gathers.vectors.pop();
+        pooled.unwrap_or_default()
     }
 
     pub(super) fn take_send_header(&self) -> SendHeader {
@@ -435,7 +470,8 @@ impl Core {
             }
             Step::Done(result) => {
                 self.stats.completed += 1;
-                let slot = self.slots.remove(key);
+                let mut slot = self.slots.remove(key);
+                self.gathers.keep(&mut slot);
                 match slot.client {
                     Some(client_key) => {
                         let client = &mut self.clients[client_key];

@@ -1,5 +1,6 @@
 //! The engine on simulated storage, against a byte-exact model, with kills, power cuts and faults.
 
+mod backing;
 mod crash;
 mod details;
 mod model;

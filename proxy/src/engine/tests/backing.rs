@@ -1,0 +1,233 @@
+//! Backings that fail, and what a group leaves behind when it ends.
+
+use super::rig::{BLOCK, Geometry, Rig, disk_name, sink};
+use crate::engine::request::RequestError;
+use crate::engine::{DirtyChange, EngineConfig, EngineEvent, Ticket};
+use crate::io::sim::FaultKind;
+use afterimage_format::chain::RecordChain;
+use afterimage_format::ids::{BLOCK_SIZE, Lsn};
+use afterimage_format::superblock::{Superblock, choose};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+fn stored_superblock(rig: &Rig) -> Superblock {
+    let a = rig.world.read_durable("log", 0, BLOCK_SIZE);
+    let b = rig.world.read_durable("log", BLOCK, BLOCK_SIZE);
+    choose([&a, &b]).expect("one copy is always whole")
+}
+
+fn put(rig: &mut Rig, disk: usize, offset: u64, data: &[u8]) {
+    let id = rig.write(disk, offset, data, false);
+    rig.wait(id).expect("alive").expect("written");
+}
+
+/// How often the owner was told that a backing fails, and that all work again.
+fn told(rig: &Rig) -> (usize, usize) {
+    let count = |is: fn(&EngineEvent) -> bool| rig.events.iter().filter(|e| is(e)).count();
+    (
+        count(|event| matches!(event, EngineEvent::BackingFailing { .. })),
+        count(|event| matches!(event, EngineEvent::BackingRecovered)),
+    )
+}
+
+/// The tail moves when a sink acknowledges after the drain; that superblock once said *not clean*,
+/// and the next start called for a verify.
+#[test]
+fn a_late_acknowledgement_leaves_the_superblock_clean() {
+    let mut rig = Rig::new(
+        21,
+        Geometry {
+            sinks: 1,
+            log_blocks: 200,
+            ..Geometry::default()
+        },
+    );
+    rig.engine().sink_dirty(
+        Ticket(1),
+        sink(0),
+        DirtyChange::PassCommitted { begin: Lsn(1) },
+    );
+    for at in 0..10 {
+        put(&mut rig, 0, at * BLOCK, &[1; BLOCK_SIZE]);
+    }
+    rig.drain();
+    let drained = stored_superblock(&rig);
+    assert!(drained.clean);
+    rig.engine().sink_acked(sink(0), Lsn(10), RecordChain::BASE);
+    rig.turns(100);
+    let after = stored_superblock(&rig);
+    assert!(after.tail.lsn > drained.tail.lsn, "nothing was written");
+    assert!(after.clean, "a drained group was left unclean");
+}
+
+#[test]
+fn a_failing_sync_is_said_once_and_its_end_once() {
+    let config = EngineConfig {
+        backing_retry_ns: 1_000_000,
+        backing_retry_max_ns: 2_000_000,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new(
+        22,
+        Geometry {
+            config,
+            ..Geometry::default()
+        },
+    );
+    for _ in 0..6 {
+        rig.world.fail_once(&disk_name(0), FaultKind::Sync, EIO);
+    }
+    for at in 0..12 {
+        put(&mut rig, 0, at * BLOCK, &[at as u8 + 1; BLOCK_SIZE]);
+        rig.turns(20);
+    }
+    rig.turns(20_000);
+    assert_eq!(rig.world.stats().syncs_failed, 6, "the faults never came");
+    assert_eq!(told(&rig), (1, 1), "the state flaps");
+    assert_eq!(rig.engine().status().backing_errno, 0);
+    rig.drain();
+    for at in 0..12 {
+        let block = rig
+            .world
+            .read_durable(&disk_name(0), at * BLOCK, BLOCK_SIZE);
+        assert!(block == [at as u8 + 1; BLOCK_SIZE], "block {at} is lost");
+    }
+}
+
+/// Overwrites go on in a full file system, where a hole cannot be filled.
+#[test]
+fn a_success_beside_the_failing_write_is_no_recovery() {
+    let config = EngineConfig {
+        destage_age_ns: 1_000_000,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new(
+        23,
+        Geometry {
+            config,
+            ..Geometry::default()
+        },
+    );
+    for _ in 0..4 {
+        rig.world.fail_once(&disk_name(0), FaultKind::Write, ENOSPC);
+        // Neighbours would be joined to one write.
+        for at in [1, 3, 5, 7, 9] {
+            put(&mut rig, 0, at * BLOCK, &[at as u8; BLOCK_SIZE]);
+        }
+        for _ in 0..100 {
+            rig.turn();
+            let (failing, recovered) = told(&rig);
+            let status = rig.engine().status();
+            assert_eq!(failing > recovered, status.backing_errno != 0);
+            if recovered == failing && failing > 0 {
+                assert!(status.synced >= Lsn(5), "called recovered too early");
+            }
+        }
+    }
+    rig.turns(20_000);
+    let (failing, recovered) = told(&rig);
+    assert!(failing > 0 && failing == recovered, "{failing} {recovered}");
+}
+
+/// Where writes succeed and syncs never do, the time since the first failure must go on counting.
+#[test]
+fn a_backing_that_never_syncs_is_told_to_the_guest() {
+    let config = EngineConfig {
+        backing_patience_ns: 50_000_000,
+        ..EngineConfig::default()
+    };
+    let mut rig = Rig::new(
+        24,
+        Geometry {
+            config,
+            ..Geometry::default()
+        },
+    );
+    for _ in 0..2_000 {
+        rig.world.fail_once(&disk_name(0), FaultKind::Sync, EIO);
+    }
+    let mut refused = false;
+    for at in 0..400 {
+        let id = rig.write(0, at % 16 * BLOCK, &[at as u8; BLOCK_SIZE], false);
+        if let Err(error) = rig.wait(id).expect("alive") {
+            assert_eq!(error, RequestError::Io);
+            refused = true;
+            break;
+        }
+    }
+    assert!(refused, "the guest is never told");
+    assert_eq!(told(&rig), (1, 0));
+}
+
+/// A failed sync may take with it what was written since the last good one, and readers beside it
+/// must not see that: neither a read of a client nor the rest of a block that a write covers in
+/// part.
+#[test]
+fn nothing_read_beside_a_failing_sync_is_older_than_what_was_written() {
+    let mut failed = 0;
+    for seed in 0..60 {
+        let config = EngineConfig {
+            destage_age_ns: 1_000_000,
+            backing_retry_ns: 300_000,
+            ..EngineConfig::default()
+        };
+        let mut rig = Rig::new(
+            seed,
+            Geometry {
+                config,
+                ..Geometry::default()
+            },
+        );
+        let mut reads = Vec::new();
+        for round in 0..12u8 {
+            let fill = [round + 1; BLOCK_SIZE];
+            for disk in 0..2 {
+                for at in 0..4 {
+                    put(&mut rig, disk, at * BLOCK, &fill);
+                }
+            }
+            rig.world
+                .fail_once(&disk_name(usize::from(round % 2)), FaultKind::Sync, EIO);
+            for turn in 0..60u64 {
+                for disk in 0..2 {
+                    let id = rig.submit(
+                        disk,
+                        crate::engine::request::Request::Read {
+                            offset: turn % 3 * BLOCK,
+                            len: BLOCK as u32,
+                        },
+                    );
+                    reads.push((id, round + 1));
+                    if turn % 20 == 19 {
+                        rig.write(disk, 3 * BLOCK + 512, &[0xEE; 512], false);
+                    }
+                }
+                rig.turn();
+            }
+            rig.turns(200);
+            for (id, fill) in reads.drain(..) {
+                // A read that the failing backing refuses is no lie.
+                if let Ok(data) = rig.wait(id).expect("alive") {
+                    let data = data.expect("data");
+                    assert!(
+                        data == [fill; BLOCK_SIZE],
+                        "seed {seed}: a read gave {}, {fill} was there",
+                        data[0]
+                    );
+                }
+            }
+            for disk in 0..2 {
+                let data = rig.read(disk, 3 * BLOCK, BLOCK as u32).expect("alive");
+                let Ok(Some(data)) = data else { continue };
+                assert!(
+                    data[..512] == fill[..512] && data[1024..] == fill[1024..],
+                    "seed {seed}: a write to a sector brought back {}",
+                    data[0]
+                );
+            }
+        }
+        failed += rig.world.stats().syncs_failed;
+    }
+    assert!(failed > 300, "{failed} faults came");
+}

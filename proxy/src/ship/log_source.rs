@@ -126,6 +126,14 @@ impl<F: LogSource> FollowedLog<F> {
         self.go_to(next)?;
         loop {
             let before = self.reader.head();
+            match self.reader.pass_before(&mut self.file, next, durable) {
+                Ok(Some(passed)) => {
+                    self.note(before, passed.blocks_taken, passed.lap)?;
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => return Err(self.explain(error, next)),
+            }
             let frame = match self.reader.next(&mut self.file, durable) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Ok(Batch::default()),

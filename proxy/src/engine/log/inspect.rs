@@ -87,7 +87,7 @@ pub fn frames(
         if used >= rules.area_blocks {
             break (Absence::Full, head.position);
         }
-        match window.probe_both(source, &rules, &head)? {
+        match window.probe_both(source, &rules, &head, &|_| false)? {
             (Probe::Frame(descriptor, placement), position) => {
                 if used + placement.blocks_taken > rules.area_blocks {
                     break (Absence::Full, position);
@@ -110,6 +110,7 @@ pub fn frames(
                 }
             }
             (Probe::Absent(absence), position) => break (absence, position),
+            (Probe::Passed(..), _) => unreachable!("nothing was to be passed"),
         }
     };
     let last = Lsn(head.lsn.0 - 1);

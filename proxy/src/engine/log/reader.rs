@@ -145,6 +145,9 @@ pub enum ReadError {
 pub(super) enum Probe {
     /// The next frame, whole.
     Frame(Descriptor, Placement),
+    /// The next frame by its header alone, with the header's checksum: the caller has no use for
+    /// what is in it, and nothing of it was looked at.
+    Passed(FrameHeader, u32, Placement),
     /// Something else.
     Absent(Absence),
 }
@@ -157,7 +160,12 @@ pub(super) struct Window {
     start: u64,
     blocks: u64,
     buffer: Option<AlignedBuffer>,
+    /// Length of the frame that was passed last: behind a long one only a header is read.
+    passed_blocks: u64,
 }
+
+/// Frames of so many blocks are passed with one read of a block each; shorter ones share a read.
+const LONG_FRAME_BLOCKS: u64 = 16;
 
 impl Window {
     pub(super) fn new(area_blocks: u64, readahead_blocks: u64) -> Self {
@@ -167,6 +175,7 @@ impl Window {
             start: 0,
             blocks: 0,
             buffer: None,
+            passed_blocks: 0,
         }
     }
 
@@ -182,13 +191,21 @@ impl Window {
         first: u64,
         blocks: u64,
     ) -> Result<(), StorageError> {
+        self.load_with(source, first, blocks, self.readahead_blocks)
+    }
+
+    fn load_with(
+        &mut self,
+        source: &mut impl LogSource,
+        first: u64,
+        blocks: u64,
+        readahead_blocks: u64,
+    ) -> Result<(), StorageError> {
         debug_assert!(first + blocks <= self.area_blocks);
         if first >= self.start && first + blocks <= self.start + self.blocks {
             return Ok(());
         }
-        let want = blocks
-            .max(self.readahead_blocks)
-            .min(self.area_blocks - first);
+        let want = blocks.max(readahead_blocks).min(self.area_blocks - first);
         let len = want as usize * BLOCK_SIZE;
         let mut buffer = match self.buffer.take() {
             Some(buffer) if buffer.capacity() >= len => buffer,
@@ -211,17 +228,23 @@ impl Window {
         &buffer[start..start + blocks as usize * BLOCK_SIZE]
     }
 
-    /// Looks for the frame that follows `head` at one place.
-    pub(super) fn probe(
+    /// Looks for the frame that follows `head` at one place. Where `passes` says so its header is
+    /// enough.
+    fn probe(
         &mut self,
         source: &mut impl LogSource,
         rules: &ChainRules,
         head: &LogHead,
         position: u64,
+        passes: &impl Fn(&FrameHeader) -> bool,
     ) -> Result<Probe, StorageError> {
-        self.load(source, position, 1)?;
-        let header = match Descriptor::decode_header(self.bytes(position, 1)) {
-            Ok((header, _)) => header,
+        let readahead = match self.passed_blocks >= LONG_FRAME_BLOCKS {
+            true => 1,
+            false => self.readahead_blocks,
+        };
+        self.load_with(source, position, 1, readahead)?;
+        let (header, crc) = match Descriptor::decode_header(self.bytes(position, 1)) {
+            Ok(decoded) => decoded,
             Err(error) => return Ok(Probe::Absent(Absence::NoFrame(error))),
         };
         let placement = match follows(rules, head, position, &header) {
@@ -229,6 +252,11 @@ impl Window {
             Err(absence) => return Ok(Probe::Absent(absence)),
         };
         let blocks = u64::from(header.frame_blocks());
+        if passes(&header) {
+            self.passed_blocks = blocks;
+            return Ok(Probe::Passed(header, crc, placement));
+        }
+        self.passed_blocks = 0;
         self.load(source, position, blocks)?;
         match Descriptor::decode_frame(self.bytes(position, blocks)) {
             Ok(descriptor) => Ok(Probe::Frame(descriptor, placement)),
@@ -243,23 +271,24 @@ impl Window {
         source: &mut impl LogSource,
         rules: &ChainRules,
         head: &LogHead,
+        passes: &impl Fn(&FrameHeader) -> bool,
     ) -> Result<(Probe, u64), StorageError> {
         let mut here = None;
         if head.position < rules.area_blocks {
-            match self.probe(source, rules, head, head.position)? {
+            match self.probe(source, rules, head, head.position, passes)? {
                 Probe::Absent(absence) => here = Some(absence),
-                frame @ Probe::Frame(..) => return Ok((frame, head.position)),
+                frame => return Ok((frame, head.position)),
             }
         }
         // At the start only what does not fit here.
         if head.position > 0 && rules.area_blocks - head.position < u64::from(FRAME_BLOCKS_MAX) {
-            match self.probe(source, rules, head, 0)? {
+            match self.probe(source, rules, head, 0, passes)? {
                 Probe::Absent(absence) => {
                     if here.is_none() || matches!(absence, Absence::Damaged(_)) {
                         return Ok((Probe::Absent(absence), 0));
                     }
                 }
-                frame @ Probe::Frame(..) => return Ok((frame, 0)),
+                frame => return Ok((frame, 0)),
             }
         }
         let absence = here.expect("a position is within the area or past its start");
@@ -339,23 +368,8 @@ impl LogReader {
         if self.head.lsn > until {
             return Ok(None);
         }
-        let mut found = self.window.probe_both(source, &self.rules, &self.head)?;
-        if matches!(found.0, Probe::Absent(_)) && self.loaded_until < until {
-            // The window may be older than the frame.
-            self.window.forget();
-            self.loaded_until = until;
-            found = self.window.probe_both(source, &self.rules, &self.head)?;
-        }
-        let (descriptor, placement) = match found {
-            (Probe::Frame(descriptor, placement), _) => (descriptor, placement),
-            (Probe::Absent(found), position) => {
-                return Err(ReadError::NotThere {
-                    frame: self.head.frame,
-                    lsn: self.head.lsn,
-                    offset: area_offset(position),
-                    found,
-                });
-            }
+        let Probe::Frame(descriptor, placement) = self.find(source, until, |_| false)? else {
+            unreachable!("nothing was to be passed");
         };
         if descriptor.header.last_lsn() > until {
             return Ok(None);
@@ -377,26 +391,52 @@ impl LogReader {
         }))
     }
 
-    /// Goes on to the frame that holds `lsn`, or to the first after `until`.
+    /// Passes the next frame if all of it lies below `lsn` and at or below `until`, to which the log
+    /// must be durable. Only its header is read and checked; the chain goes on through that.
     ///
     /// # Errors
     /// As [`LogReader::next`].
-    pub fn skip_to(
+    pub fn pass_before(
         &mut self,
         source: &mut impl LogSource,
         lsn: Lsn,
         until: Lsn,
-    ) -> Result<(), ReadError> {
-        loop {
-            let before = self.head;
-            match self.next(source, until)? {
-                Some(frame) if frame.descriptor.header.last_lsn() >= lsn => {
-                    self.head = before;
-                    return Ok(());
-                }
-                Some(_) => {}
-                None => return Ok(()),
-            }
+    ) -> Result<Option<Placement>, ReadError> {
+        if self.head.lsn >= lsn || self.head.lsn > until {
+            return Ok(None);
+        }
+        let passes = |header: &FrameHeader| header.last_lsn() < lsn && header.last_lsn() <= until;
+        let Probe::Passed(header, crc, placement) = self.find(source, until, passes)? else {
+            return Ok(None);
+        };
+        self.head = self
+            .head
+            .after(self.rules.area_blocks, placement, &header, crc);
+        Ok(Some(placement))
+    }
+
+    fn find(
+        &mut self,
+        source: &mut impl LogSource,
+        until: Lsn,
+        passes: impl Fn(&FrameHeader) -> bool,
+    ) -> Result<Probe, ReadError> {
+        let (rules, head) = (&self.rules, &self.head);
+        let mut found = self.window.probe_both(source, rules, head, &passes)?;
+        if matches!(found.0, Probe::Absent(_)) && self.loaded_until < until {
+            // The window may be older than the frame.
+            self.window.forget();
+            self.loaded_until = until;
+            found = self.window.probe_both(source, rules, head, &passes)?;
+        }
+        match found {
+            (Probe::Absent(found), position) => Err(ReadError::NotThere {
+                frame: self.head.frame,
+                lsn: self.head.lsn,
+                offset: area_offset(position),
+                found,
+            }),
+            (frame, _) => Ok(frame),
         }
     }
 }

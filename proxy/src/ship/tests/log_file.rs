@@ -1,9 +1,13 @@
 //! The source over a real log file, beside a writer that wraps around and trims.
 
+use crate::engine::blocking::StorageError;
 use crate::engine::log::LogHead;
 use crate::engine::log::area_offset;
 use crate::engine::log::create::{NewLog, create};
+use crate::engine::log::error::Absence;
+use crate::engine::log::reader::{ChainRules, LogReader, LogSource, READAHEAD_FOLLOW, ReadError};
 use crate::engine::log::superblock::{copy_offset, peek};
+use crate::io::buffer::AlignedBuffer;
 use crate::io::file::{OpenOptions, StorageFile};
 use crate::ship::log_source::LogFileSource;
 use crate::ship::source::{Record, RecordSource, SourceError};
@@ -219,4 +223,89 @@ async fn what_was_overwritten_is_gone_and_what_was_not_is_damaged() {
         third.0,
         writer.last(),
     );
+}
+
+/// A log file that counts what is read.
+struct Counted {
+    file: StorageFile,
+    bytes: u64,
+}
+
+impl LogSource for Counted {
+    fn path(&self) -> PathBuf {
+        self.file.path().to_owned()
+    }
+
+    fn read(
+        &mut self,
+        offset: u64,
+        buffer: AlignedBuffer,
+    ) -> Result<(AlignedBuffer, usize), StorageError> {
+        self.bytes += buffer.len() as u64;
+        self.file.read(offset, buffer)
+    }
+}
+
+#[test]
+fn what_is_passed_costs_a_block_and_what_is_read_is_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut writer = Writer::new(&path);
+    let frames = 30;
+    for _ in 0..frames {
+        writer.append(24);
+    }
+    // A flipped bit in the third frame's payload.
+    let third = writer.frames[2];
+    let at = area_offset(third.position) + BLOCK_SIZE as u64 + 77;
+    writer.file.write_all_at(&[0xFF], at).unwrap();
+
+    let mut source = Counted {
+        file: StorageFile::open(&path, &OpenOptions::reader()).unwrap(),
+        bytes: 0,
+    };
+    let rules = ChainRules {
+        log: LogId::from_bytes([2; 16]),
+        area_blocks: writer.area_blocks,
+        incarnation: None,
+    };
+    let (last, wanted) = (writer.last(), writer.frames[frames - 1]);
+    let mut reader = LogReader::new(rules, writer.frames[0], READAHEAD_FOLLOW);
+    while reader
+        .pass_before(&mut source, last, last)
+        .unwrap()
+        .is_some()
+    {}
+    assert_eq!(reader.head(), wanted);
+    let blocks = source.bytes / BLOCK_SIZE as u64;
+    assert!(
+        blocks <= frames as u64 + 2 * READAHEAD_FOLLOW,
+        "{blocks} blocks were read to pass {frames} frames"
+    );
+    let frame = reader.next(&mut source, last).unwrap().expect("the last");
+    assert_eq!(frame.descriptor.entries[1].lsn, last);
+
+    // Whoever reads what was passed finds the damage; a damaged header cannot be passed.
+    let mut reader = LogReader::new(rules, third, READAHEAD_FOLLOW);
+    let damaged = reader.next(&mut source, last).unwrap_err();
+    assert!(
+        matches!(
+            damaged,
+            ReadError::NotThere {
+                found: Absence::Damaged(_),
+                ..
+            }
+        ),
+        "{damaged}"
+    );
+    let at = area_offset(third.position) + 40;
+    writer.file.write_all_at(&[0xFF], at).unwrap();
+    let mut reader = LogReader::new(rules, writer.frames[0], READAHEAD_FOLLOW);
+    let stopped = loop {
+        match reader.pass_before(&mut source, last, last) {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(stopped.is_err(), "{stopped:?}");
 }

@@ -68,6 +68,7 @@ class Afterimage:
         self.ring_dir = Path(ring_dir or tempfile.mkdtemp(prefix="afterimage-rings-", dir="/dev/shm"))
         self.metrics_port = free_port()
         self.child = self._notify = None
+        self.child_options = {}
         self.log, self.ring, self.to = log, ring, to
         self.environment = {**os.environ, **(environment or {})}
         self.ship_interval, self.group_lines, self.lines = ship_interval, group_lines, lines
@@ -159,7 +160,8 @@ class Afterimage:
         self._notify.setblocking(False)
         environment = {**self.environment, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
         self.child = Child(
-            [*under, binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment
+            [*under, binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment,
+            **self.child_options,
         )
 
     def start(self):

@@ -91,9 +91,17 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
             with_parent,
             accept,
         } => serve::run(load()?, accept, with_parent),
-        Command::Recover { group, accept, .. } => {
-            commands::recover::run(&load()?, group.as_str(), accept, output)
-        }
+        Command::Recover {
+            group,
+            accept,
+            new_log,
+            ..
+        } => match new_log {
+            Some(path) => {
+                commands::recover::to_new_log(&load()?, group.as_str(), &path, accept, output)
+            }
+            None => commands::recover::to_plain(&load()?, group.as_str(), accept, output),
+        },
         Command::Export(args) => wait_for(commands::export::run(args, load, output)),
         Command::Log(LogCommand::Inspect {
             log,

@@ -232,6 +232,17 @@ pub enum LatchedOperation {
     Unknown,
 }
 
+impl std::fmt::Display for LogLatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let operation = match self.operation {
+            LatchedOperation::Write => "a write",
+            LatchedOperation::Sync => "a sync",
+            LatchedOperation::Unknown => "an operation",
+        };
+        write!(f, "{operation} failed with error {}", self.errno)
+    }
+}
+
 impl LogLatch {
     const SET: u64 = 1 << 63;
 

@@ -16,6 +16,8 @@ use std::path::PathBuf;
 pub struct FileNames {
     /// The log.
     pub log: PathBuf,
+    /// The log that is to take its place; empty when there is none.
+    pub next_log: PathBuf,
     /// The ring.
     pub ring: PathBuf,
     /// The backings, by disk index.
@@ -34,8 +36,11 @@ impl FileNames {
             let unnamed = || PathBuf::from(format!("disk {index}"));
             self.backings.get(index).cloned().unwrap_or_else(unnamed)
         };
-        if file == FileId::LOG || file == FileId::NEXT_LOG {
+        if file == FileId::LOG {
             return self.log.clone();
+        }
+        if file == FileId::NEXT_LOG {
+            return self.next_log.clone();
         }
         if let Some(index) = disk_of(FileId::backing(DiskIndex(0))) {
             return backing(index);

@@ -184,6 +184,7 @@ fn recovered(folder: &Path, shm: &Path) -> RecoveredGroup {
     let input = RecoveryInput {
         names: FileNames {
             log,
+            next_log: Default::default(),
             ring,
             backings: vec![disk],
         },

@@ -119,12 +119,17 @@ pub enum Command {
         group: GroupName,
     },
     /// Bring a group's backing disks up to date from its log, without the daemon
+    #[command(group = clap::ArgGroup::new("recover_to").required(true))]
     Recover {
         /// Which group.
         group: GroupName,
         /// Leave plain disks that any program can use.
-        #[arg(long, required = true)]
+        #[arg(long, group = "recover_to")]
         to_plain: bool,
+        /// Write what a failed log lacks to a new log here, on another disk than the failed one;
+        /// log.path is to name it afterwards.
+        #[arg(long, group = "recover_to", value_name = "FILE")]
+        new_log: Option<PathBuf>,
         /// What the operator accepts.
         #[command(flatten)]
         accept: Accept,

@@ -1,13 +1,15 @@
-//! `afterimage recover --to-plain`: complete plain disks, without daemon or network.
+//! `afterimage recover`: complete plain disks, or a new log in the place of a failed one, without
+//! daemon or network.
 
 use afterimage_proxy::engine::recovery::Accepted;
-use anyhow::bail;
+use anyhow::Context as _;
 use serde::Serialize;
+use std::path::{Path, absolute};
 
 use crate::cli::Accept;
 use crate::cli::output::Output;
-use crate::config::Config;
-use crate::serve::group::make_plain;
+use crate::config::{Config, GroupConfig};
+use crate::serve::group::{make_plain, move_failed_log};
 
 /// What was done.
 #[derive(Debug, Serialize)]
@@ -24,22 +26,31 @@ struct Recovered {
     verify_due: bool,
 }
 
-/// Runs the command.
+/// A failed log moved.
+#[derive(Debug, Serialize)]
+struct Moved {
+    /// Group.
+    group: String,
+    /// The new log.
+    log: String,
+    /// The failed log was durable up to here.
+    durable_lsn: u64,
+    /// Last record of the new log.
+    last_lsn: u64,
+}
+
+/// `--to-plain`.
 ///
 /// # Errors
 /// When the group is not configured, or what recovery says.
-pub fn run(config: &Config, group: &str, accept: Accept, output: Output) -> anyhow::Result<()> {
-    let Some(group) = config.group(group) else {
-        bail!(
-            "group '{group}' is not configured in {}",
-            config.file.display()
-        );
-    };
-    let accepted = Accepted {
-        ring_loss: accept.accept_ring_loss,
-        edited_backing: accept.accept_edited,
-    };
-    let (report, paths) = make_plain(config, group, accepted)?;
+pub fn to_plain(
+    config: &Config,
+    group: &str,
+    accept: Accept,
+    output: Output,
+) -> anyhow::Result<()> {
+    let group = configured(config, group)?;
+    let (report, paths) = make_plain(config, group, accepted(accept))?;
     let recovered = Recovered {
         group: group.name.clone(),
         disks: paths
@@ -65,4 +76,49 @@ pub fn run(config: &Config, group: &str, accept: Accept, output: Output) -> anyh
         )
     })?;
     Ok(())
+}
+
+/// `--new-log`.
+///
+/// # Errors
+/// When the group is not configured, its log has not failed, or the new one cannot be written.
+pub fn to_new_log(
+    config: &Config,
+    group: &str,
+    log: &Path,
+    accept: Accept,
+    output: Output,
+) -> anyhow::Result<()> {
+    let group = configured(config, group)?;
+    let log = absolute(log)?;
+    let rewritten = move_failed_log(config, group, accepted(accept), &log)?;
+    let moved = Moved {
+        group: group.name.clone(),
+        log: log.display().to_string(),
+        durable_lsn: rewritten.durable.0,
+        last_lsn: rewritten.last.0,
+    };
+    output.result(&moved, |moved| {
+        format!(
+            "{}: what the failed log lacked (records {} to {}) is in {}\nNow set log.path of the group to it and start. Every target gets a pass; have the group verified.\n",
+            moved.group, moved.durable_lsn + 1, moved.last_lsn, moved.log
+        )
+    })?;
+    Ok(())
+}
+
+fn configured<'a>(config: &'a Config, group: &str) -> anyhow::Result<&'a GroupConfig> {
+    config.group(group).with_context(|| {
+        format!(
+            "group '{group}' is not configured in {}",
+            config.file.display()
+        )
+    })
+}
+
+fn accepted(accept: Accept) -> Accepted {
+    Accepted {
+        ring_loss: accept.accept_ring_loss,
+        edited_backing: accept.accept_edited,
+    }
 }

@@ -14,6 +14,7 @@ use afterimage_proxy::checkpoint::schedule::Schedule;
 use afterimage_proxy::engine::event::{EngineError, EventRecord};
 use afterimage_proxy::engine::recovery::claims::{Leaving, leave};
 use afterimage_proxy::engine::recovery::plain::recover_to_plain;
+use afterimage_proxy::engine::recovery::rewrite::Rewritten;
 use afterimage_proxy::engine::recovery::{Accepted, RecoveryError, RecoveryReport, recover};
 use afterimage_proxy::engine::{Ack, EngineConfig, OnLogError};
 use afterimage_proxy::io::storage::UringStorage;
@@ -23,7 +24,7 @@ use afterimage_proxy::ship::port::GroupIdentity;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::worker::{GroupEvent, GroupHandle, ProxyHandle, RecoveredGroup, WorkerError};
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 
 use super::guest::GuestNotes;
 use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use super::replace::{ReplaceError, replace_failed_log};
 use super::report;
 use crate::api::types::CheckpointDone;
 use crate::config::{Config, GroupConfig, schema};
@@ -47,6 +49,9 @@ pub enum GroupError {
     /// Its recovery.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
+    /// Its log failed in the last run and could not be replaced.
+    #[error(transparent)]
+    Replace(#[from] ReplaceError),
     /// No io_uring.
     #[error(transparent)]
     Uring(#[from] UringError),
@@ -236,14 +241,19 @@ fn recover_group(
 ) -> Result<(RecoveredGroup, Vec<OpenDisk>, RecoveryReport), GroupError> {
     let OpenGroup {
         parts,
-        input,
+        mut input,
         ring,
         disks,
         ..
     } = open::open(config, group, accepted, Purpose::Serve)?;
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, parts);
-    let recovered = match recover(&mut storage, &input) {
+    let mut recovered = recover(&mut storage, &input);
+    if let Err(RecoveryError::LogFailed { .. }) = recovered {
+        replace_failed_log(&mut storage, &mut input, group, None)?;
+        recovered = recover(&mut storage, &input);
+    }
+    let recovered = match recovered {
         Ok(recovered) => recovered,
         Err(error) => {
             if let (Some(parts), (_, true)) = (storage.into_parts(), &ring)
@@ -488,12 +498,16 @@ pub fn make_plain(
     group: &GroupConfig,
     accepted: Accepted,
 ) -> Result<(RecoveryReport, Vec<PathBuf>), GroupError> {
-    let open = open::open(config, group, accepted, Purpose::Leave)?;
+    let mut open = open::open(config, group, accepted, Purpose::Leave)?;
     let paths = backing_paths(&open);
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
     let mtime = |disk: DiskIndex| mtime_of(&paths, disk);
-    let report = recover_to_plain(&mut storage, &open.input, &mtime);
+    let mut report = recover_to_plain(&mut storage, &open.input, &mtime);
+    if let Err(RecoveryError::LogFailed { .. }) = report {
+        replace_failed_log(&mut storage, &mut open.input, group, None)?;
+        report = recover_to_plain(&mut storage, &open.input, &mtime);
+    }
     let ring = storage.into_parts().and_then(|parts| parts.ring);
     // The ring is of no more use to anybody, or was made just now.
     if (report.is_ok() || open.ring.1)
@@ -502,6 +516,30 @@ pub fn make_plain(
         let _ = ring.remove();
     }
     Ok((report?, paths.into_values().collect()))
+}
+
+/// Writes what a group's failed log lacks to a new one at `target`, for when it cannot have the old
+/// one's place. The group must not run; afterwards its `log.path` is to name the new log.
+///
+/// # Errors
+/// What [`replace_failed_log`] says; can be repeated.
+pub fn move_failed_log(
+    config: &Config,
+    group: &GroupConfig,
+    accepted: Accepted,
+    target: &Path,
+) -> Result<Rewritten, GroupError> {
+    let mut open = open::open(config, group, accepted, Purpose::Leave)?;
+    let uring = Uring::new()?;
+    let mut storage = UringStorage::new(&uring, open.parts);
+    let moved = replace_failed_log(&mut storage, &mut open.input, group, Some(target));
+    if open.ring.1
+        && let Some(ring) = storage.into_parts().and_then(|parts| parts.ring)
+    {
+        // Ours and empty: it must not be taken for one that was lost and found.
+        let _ = ring.remove();
+    }
+    Ok(moved?)
 }
 
 fn backing_paths(open: &OpenGroup) -> HashMap<u16, PathBuf> {

@@ -14,6 +14,7 @@ pub mod images;
 mod listeners;
 pub mod open;
 mod reload;
+pub mod replace;
 mod report;
 mod targets;
 

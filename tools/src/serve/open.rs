@@ -15,7 +15,7 @@ use afterimage_proxy::engine::log::create::{self, CreateError, NewLog};
 use afterimage_proxy::engine::recovery::claims::disk_slots;
 use afterimage_proxy::engine::recovery::{Accepted, ConfiguredDisk, RecoveryInput};
 use afterimage_proxy::io::FileId;
-use afterimage_proxy::io::file::{Locking, OpenError, OpenOptions, StorageFile};
+use afterimage_proxy::io::file::{Locking, OpenError, OpenOptions, StorageFile, sync_folder_of};
 use afterimage_proxy::io::mapping::{MappingError, RingMapping, boot_id};
 use afterimage_proxy::io::storage::StorageParts;
 use std::fs;
@@ -204,6 +204,7 @@ pub fn open(
     };
     let mut names = FileNames {
         log: group.log_path.clone(),
+        next_log: PathBuf::new(),
         ring: ring_path.clone(),
         backings: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
     };
@@ -350,6 +351,15 @@ fn existing_log(
             .as_ref()
             .is_some_and(|claim| claim.group == superblock.group)
     };
+    // This log has just taken the place of a failed one: its name must be durable before the claims
+    // forget that other one.
+    let awaited = |disk: &Claimed<'_>| {
+        let claim = disk.claim.as_ref();
+        claim.is_some_and(|claim| claim.next_log == Some(superblock.log))
+    };
+    if claimed.iter().any(awaited) {
+        sync_folder_of(path).map_err(at(path))?;
+    }
     let any_ours = claimed.iter().find(ours).is_some();
     let any_claim = claimed.iter().any(|disk| disk.claim.is_some());
     let never_started = superblock.incarnation == 0;

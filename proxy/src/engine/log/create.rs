@@ -135,16 +135,30 @@ pub fn create(path: &Path, new: &NewLog) -> Result<StorageFile, CreateError> {
             }),
         };
     }
+    let file = create_beside(path, new)?;
+    match publish(&making_path(path), path) {
+        Ok(()) => Ok(file),
+        Err(error) => {
+            // Its own error tells nothing more; a next creation removes what stays.
+            let _ = std::fs::remove_file(making_path(path));
+            Err(error)
+        }
+    }
+}
+
+/// Creates a log file as [`create`] does, but leaves it under [`making_path`], whatever has the
+/// name `path` now: for [`publish`] when it holds what it must.
+///
+/// # Errors
+/// There is no room, or a step fails; nothing stays behind.
+pub fn create_beside(path: &Path, new: &NewLog) -> Result<StorageFile, CreateError> {
     refuse_small(path, new.size)?;
     let making = making_path(path);
     remove_leftover(&making)?;
     let file = StorageFile::create_zeroed(&making, new.size, &OpenOptions::log())?;
-    let finished =
-        write_superblocks(&making, &initial_superblock(new)).and_then(|()| publish(&making, path));
-    match finished {
+    match write_superblocks(&making, &initial_superblock(new)) {
         Ok(()) => Ok(file),
         Err(error) => {
-            // Its own error tells nothing more; a next creation removes what stays.
             let _ = std::fs::remove_file(&making);
             Err(error)
         }

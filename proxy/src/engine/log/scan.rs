@@ -12,7 +12,9 @@
 //! | E2 torn | a damaged frame of the chain | yes | no | a write that a power cut tore: cut here |
 //! | E3 lost | anything | no | – | corrupt: refuse, keep the file |
 //! | E4 claimed | anything | yes | yes | corrupt: refuse, keep the file |
-//! | E5 closed | anything, clean superblock | yes | not looked for | the log ends here |
+//! | E5 closed | anything, clean superblock | = the superblock's | not looked for | the log ends here |
+//!
+//! Frames that are durably in the backings are followed by their headers alone.
 //!
 //! What cannot be noticed: damage of the very last durable frames when no later frame, no
 //! superblock and no ring says that they were durable.
@@ -176,6 +178,9 @@ impl UnverifiedLog {
         let mut directory = Directory::new(head);
         let mut window = Window::new(rules.area_blocks, READAHEAD_SCAN);
         let mut frames = Vec::new();
+        // Recovery has no use for what is durably in the backings: whoever has (shipping) checks it.
+        let needless = self.superblock.destaged.min(self.superblock.durable);
+        let passes = |header: &FrameHeader| header.last_lsn() <= needless;
         let (absence, position) = loop {
             let used = head.blocks_since(&tail, rules.area_blocks);
             if used >= rules.area_blocks {
@@ -185,22 +190,20 @@ impl UnverifiedLog {
                 blocking,
                 file: self.file,
             };
-            match window.probe_both(&mut source, &rules, &head)? {
-                (Probe::Frame(descriptor, placement), position) => {
-                    if used + placement.blocks_taken > rules.area_blocks {
-                        break (Absence::Full, position);
-                    }
-                    directory.note(head, placement.blocks_taken);
-                    frames.push(frame_in_log(placement, &descriptor.header));
-                    head = head.after(
-                        rules.area_blocks,
-                        placement,
-                        &descriptor.header,
-                        descriptor.header_crc,
-                    );
+            let (found, position) = window.probe_both(&mut source, &rules, &head, &passes)?;
+            let (header, crc, placement) = match found {
+                Probe::Frame(descriptor, placement) => {
+                    (descriptor.header, descriptor.header_crc, placement)
                 }
-                (Probe::Absent(absence), position) => break (absence, position),
+                Probe::Passed(header, crc, placement) => (header, crc, placement),
+                Probe::Absent(absence) => break (absence, position),
+            };
+            if used + placement.blocks_taken > rules.area_blocks {
+                break (Absence::Full, position);
             }
+            directory.note(head, placement.blocks_taken);
+            frames.push(frame_in_log(placement, &header));
+            head = head.after(rules.area_blocks, placement, &header, crc);
         };
         let last = Lsn(head.lsn.0 - 1);
         let corrupt = |evidence| LogError::Corrupt {
@@ -217,7 +220,8 @@ impl UnverifiedLog {
         if let Some(bound) = ring_durable.filter(|bound| last < *bound) {
             return Err(corrupt(Evidence::Ring(bound)));
         }
-        let end = if self.superblock.clean {
+        // One that says clean and knows less than the log holds is not the newest: that is damaged.
+        let end = if self.superblock.clean && last == self.superblock.durable {
             LogEnd::Closed
         } else {
             if let Some(claim) = self.find_claim(blocking, &mut window, &head)? {

@@ -179,7 +179,10 @@ pub(super) fn judge<S: Storage>(
             None if input.accepted.edited_backing => true,
             None => return Err(ClaimRefusal::Gone { path }.into()),
             Some(claim) => {
-                let ours = claim.log == superblock.log || claim.next_log == Some(superblock.log);
+                let is_next = claim.next_log == Some(superblock.log);
+                let ours = claim.log == superblock.log || is_next;
+                // It has just taken the place of a log that failed.
+                verdict.verify_due |= is_next;
                 match claim.state {
                     ClaimState::Detached(_) if purpose == Purpose::ToPlain && ours => false,
                     ClaimState::Detached(_) | ClaimState::Abandoned if unused && !ours => {

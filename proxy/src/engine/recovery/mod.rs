@@ -127,7 +127,7 @@ pub enum RecoveryError {
         damage: RingDamage,
     },
     /// The log failed in the last run and was not replaced.
-    #[error("{}: the log failed earlier ({latch:?}); what it lacks is to be written to a new log", path.display())]
+    #[error("{}: the log failed earlier ({latch}); what it lacks is in the ring and is to be written to a new log", path.display())]
     LogFailed {
         /// The log.
         path: PathBuf,
@@ -165,6 +165,12 @@ pub enum RecoveryError {
     TableFull {
         /// Of what.
         what: &'static str,
+    },
+    /// The log that is to take the place of a failed one holds less than the ring.
+    #[error("{}: smaller than the ring, whose content it is to take over", path.display())]
+    NextLogTooSmall {
+        /// The new log.
+        path: PathBuf,
     },
     /// The ring is too small to hold frames.
     #[error("{}: a ring of {bytes} bytes is too small", path.display())]
@@ -327,7 +333,7 @@ fn settle<S: Storage>(
         }
     }
     let rules: ChainRules = log.rules();
-    let unclean = !log.superblock().clean;
+    let unclean = !matches!(scan.end, LogEnd::Closed) || !frames.is_empty();
     let mut superblock = log.into_superblock();
     let ring_durable = ring.map_or(superblock.durable, |ring| ring.durable);
     let mut refill = Refill {

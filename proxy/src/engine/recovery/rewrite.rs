@@ -8,9 +8,23 @@
 //!
 //! The caller has created the new log beside the old one and opened it as
 //! [`FileId::NEXT_LOG`]; afterwards it gives it the old one's name
-//! ([`crate::engine::log::create::publish`]), opens it as [`FileId::LOG`] and calls
-//! [`super::recover`]. A kill before the rename leaves the old log, the latch and the ring: all is
-//! done again. The claims name both logs meanwhile.
+//! ([`crate::engine::log::create::publish`]), takes it for [`FileId::LOG`] and calls
+//! [`super::recover`]. What may end the process or the host between two steps:
+//!
+//! | after | is durable | what the next start finds |
+//! | --- | --- | --- |
+//! | nothing | – | old log, ring, latch: begins anew |
+//! | the backings are synced | all that the old log has durably | the same; replays it again |
+//! | the new log is synced | what the ring has | the same; a half-made log is removed |
+//! | the claims name both logs | that either may come | the same |
+//! | its superblock is stored | the new log, clean | the same: it has no name yet |
+//! | the rename | maybe the name | kill: the new log, clean, so its ring is not needed; the caller syncs the folder before the claims forget the old one. Power cut: one of the two, and no ring. The old one then counts as after any power cut: what the new one has beyond it was never flushed |
+//! | the folder is synced | the name | the new log |
+//! | recovery has marked the claims | that the old one may never come back | the new log |
+//!
+//! The new log begins with epoch 0, *not assigned*: it does not continue what a sink has of the old
+//! one, so each sink gives it an epoch at the first contact and gets a pass
+//! (`docs/decisions/0010-a-new-log-after-an-error.md`).
 
 use super::claims::{Purpose, judge};
 use super::replay::replay;
@@ -109,8 +123,8 @@ pub fn rewrite_failed_log<S: Storage>(
         };
         let placement = head.place(new.area_blocks, header.frame_blocks());
         if placement.lap != 0 {
-            return Err(RecoveryError::TableFull {
-                what: "frame in its new log, which is smaller than the ring",
+            return Err(RecoveryError::NextLogTooSmall {
+                path: input.names.next_log.clone(),
             });
         }
         let (bytes, crc) = refill::close(blocking, frame, &header);

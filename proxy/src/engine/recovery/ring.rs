@@ -8,14 +8,17 @@
 //!
 //! | case | superblock | ring | judgement |
 //! | --- | --- | --- | --- |
-//! | R1 closed | clean | anything | not needed: nothing was answered that the log lacks |
-//! | R2 ours | unclean, same boot | this log, boot and incarnation | use it |
+//! | R1 closed | clean | none of this log, boot and incarnation | not needed: nothing was answered that the log lacks |
+//! | R2 ours | clean or unclean, same boot | this log, boot and incarnation | use it |
 //! | R3 missing | unclean, same boot | none (never initialised, damaged header) | answered writes may be lost: refuse unless accepted |
 //! | R4 rebooted | unclean, other boot | none, or of a boot before | the power was cut: the log alone counts |
 //! | R5 rolled back | unclean | this log and the running boot, other incarnation or boot than the superblock's | the log was put back to an older state: refuse unless accepted |
 //! | R6 foreign | unclean, same boot | another log's or group's, or of a boot before | as R3 |
 //! | R7 newer | unclean | of a newer version | refuse |
 //! | R8 failed | as R2 | as R2, with the error latch set | the log must be rewritten ([`super::rewrite`]) |
+//!
+//! R2 with a clean superblock: the ring is empty, or the copy that said *not clean* is damaged. R8 with
+//! one: the write that failed was that of the superblock, and reached the disk all the same.
 
 use super::RecoveryError;
 use crate::engine::log::LogHead;
@@ -101,7 +104,10 @@ pub struct RingState {
 pub fn examine<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -> RingFinding {
     let absent = |absence, refuse| RingFinding::Absent { absence, refuse };
     if superblock.clean {
-        return absent(RingAbsence::NotNeeded, false);
+        return match ring_of(storage, superblock, boot) {
+            Some(header) => usable(storage, header),
+            None => absent(RingAbsence::NotNeeded, false),
+        };
     }
     let same_boot = superblock.boot == boot;
     let gone = |absence| {
@@ -127,8 +133,7 @@ pub fn examine<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -
     if header.boot != boot {
         return gone(RingAbsence::OtherBoot(header.boot));
     }
-    let area = header.area_blocks * BLOCK_SIZE as u64;
-    if RING_AREA_OFFSET as u64 + area > storage.ring_len() as u64 {
+    if !area_fits(storage, &header) {
         return gone(RingAbsence::Missing(RingHeaderError::Area(
             header.area_blocks,
         )));
@@ -140,6 +145,24 @@ pub fn examine<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -
         };
         return absent(absence, true);
     }
+    usable(storage, header)
+}
+
+/// The very ring that a clean log had in front of it.
+fn ring_of<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -> Option<RingHeader> {
+    if storage.ring_len() < RING_AREA_OFFSET {
+        return None;
+    }
+    let header = RingHeader::decode(storage.ring(0, RING_HEADER_BYTES)).ok()?;
+    let same = header.group == superblock.group
+        && header.log == superblock.log
+        && header.incarnation == superblock.incarnation
+        && header.boot == boot
+        && superblock.boot == boot;
+    (same && area_fits(storage, &header)).then_some(header)
+}
+
+fn usable<S: Storage>(storage: &S, header: RingHeader) -> RingFinding {
     let state = RingState {
         header,
         durable: Lsn(storage.ring_load(RING_DURABLE_WORD)),
@@ -149,6 +172,11 @@ pub fn examine<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -
         None => RingFinding::Ours(state),
         Some(latch) => RingFinding::Failed(state, latch),
     }
+}
+
+fn area_fits<S: Storage>(storage: &S, header: &RingHeader) -> bool {
+    let area = header.area_blocks.saturating_mul(BLOCK_SIZE as u64);
+    area.saturating_add(RING_AREA_OFFSET as u64) <= storage.ring_len() as u64
 }
 
 /// A frame of the ring that the log lacks.

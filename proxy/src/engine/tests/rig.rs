@@ -122,6 +122,7 @@ impl Rig {
         let input = RecoveryInput {
             names: FileNames {
                 log: PathBuf::from("log"),
+                next_log: PathBuf::new(),
                 ring: PathBuf::from("ring"),
                 backings: names.iter().map(PathBuf::from).collect(),
             },

@@ -1,16 +1,17 @@
 //! The labelled cases: rings (R), ends of the log (E), claims (C), and what bad input gets.
 
-use super::rig::{DISK_BYTES, Rig};
+use super::rig::{DISK_BYTES, Rig, sink};
 use crate::engine::log::area_offset;
 use crate::engine::log::error::{Evidence, LogError};
 use crate::engine::log::scan::LogEnd;
 use crate::engine::recovery::claims::{ClaimRefusal, Leaving};
 use crate::engine::recovery::ring::RingAbsence;
 use crate::engine::recovery::{Accepted, RecoveryError};
+use crate::engine::{DirtyChange, Ticket};
 use crate::io::Storage;
 use afterimage_format::claim::ClaimState;
 use afterimage_format::frame::Descriptor;
-use afterimage_format::ids::{BLOCK_SIZE, GroupId, LogId};
+use afterimage_format::ids::{BLOCK_SIZE, GroupId, LogId, Lsn};
 use afterimage_format::ring_header::RING_DURABLE_WORD;
 use afterimage_format::superblock::SuperblockError;
 
@@ -196,10 +197,15 @@ fn e2_a_damaged_frame_above_the_bound_is_cut() {
     rig.world.power_cut();
     let frames = frame_offsets(&rig);
     // Two flushed frames say by their successors that they were durable; the last says nothing.
-    rig.world.flip_bit("log", frames.last().unwrap() + 5000, 1);
+    let last = *frames.last().unwrap();
+    let (header, _) = Descriptor::decode_header(&rig.world.read("log", last, BLOCK_SIZE)).unwrap();
+    assert!(header.start.first_lsn.0 > 1, "nothing stands before it");
+    rig.world.flip_bit("log", last + 5000, 1);
     let report = rig.start(None).unwrap();
-    assert!(matches!(report.log_end, LogEnd::Torn(_) | LogEnd::End(_)));
-    rig.check(0, "cut");
+    assert!(matches!(report.log_end, LogEnd::Torn(_)));
+    // Each operation is one record: all before the damaged frame, and nothing of it.
+    let at = rig.check(0, "cut");
+    assert_eq!(at as u64, header.start.first_lsn.0 - 1);
 }
 
 #[test]
@@ -243,17 +249,32 @@ fn e3_a_damaged_frame_below_the_rings_bound_is_corruption() {
 #[test]
 fn e3_a_damaged_frame_below_the_superblocks_bound_is_corruption() {
     let mut rig = ten_writes();
-    rig.stop(Leaving::Clean);
+    // Any reason to store a superblock: it says what is durable by now.
+    rig.engine().sink_dirty(Ticket(7), sink(), DirtyChange::Set);
+    for _ in 0..50 {
+        rig.turn();
+    }
     let superblock = rig.superblock();
-    if superblock.tail.lsn <= superblock.durable {
-        let frames = frame_offsets(&rig);
-        rig.world.flip_bit("log", frames[0] + 4097, 0);
-        match refused(&mut rig) {
-            RecoveryError::Log(LogError::Corrupt { evidence, .. }) => {
-                assert!(matches!(evidence, Evidence::Superblock(_)));
-            }
-            other => panic!("{other}"),
+    assert!(superblock.durable >= Lsn(5) && superblock.destaged < Lsn(5));
+    assert_eq!(superblock.tail.lsn, Lsn(1));
+    rig.world.power_cut();
+    // The last frame of those, which no later one speaks of once they are cut off.
+    let frames = frame_offsets(&rig);
+    let durable = |at: &&u64| {
+        let (header, _) =
+            Descriptor::decode_header(&rig.world.read("log", **at, BLOCK_SIZE)).unwrap();
+        header.last_lsn() <= superblock.durable
+    };
+    let last = *frames.iter().rfind(durable).unwrap();
+    for later in frames.iter().filter(|at| **at > last) {
+        rig.world.write("log", *later, &[0; BLOCK_SIZE]);
+    }
+    rig.world.flip_bit("log", last + 4097, 0);
+    match refused(&mut rig) {
+        RecoveryError::Log(LogError::Corrupt { evidence, .. }) => {
+            assert!(matches!(evidence, Evidence::Superblock(_)));
         }
+        other => panic!("{other}"),
     }
 }
 
@@ -263,14 +284,31 @@ fn a_torn_superblock_leaves_the_other_copy() {
         let mut rig = ten_writes();
         rig.world.kill();
         rig.engine = None;
-        let newest = rig.superblock().generation % 2;
-        if copy == newest {
-            // What it alone said is lost: only the one before counts, which says clean.
-            continue;
-        }
+        // Without the newest only the one before counts, which says clean: the ring knows better.
         rig.world.flip_bit("log", copy * BLOCK_SIZE as u64 + 700, 0);
-        rig.start(None).unwrap();
-        rig.check(rig.answered, "older copy torn");
+        let report = rig.start(None).unwrap();
+        assert!(report.ring_frames > 0 && report.verify_due);
+        rig.check(rig.answered, &format!("copy {copy} torn"));
+    }
+}
+
+/// As above without the ring: what the log holds beyond a superblock that says clean is judged as
+/// after any power cut.
+#[test]
+fn a_stale_clean_superblock_does_not_hide_corruption() {
+    let mut rig = ten_writes();
+    rig.world.power_cut();
+    let newest = rig.superblock().generation % 2;
+    rig.world
+        .flip_bit("log", newest * BLOCK_SIZE as u64 + 700, 0);
+    assert!(rig.superblock().clean);
+    let frames = frame_offsets(&rig);
+    rig.world.flip_bit("log", frames[1] + 5000, 1);
+    match refused(&mut rig) {
+        RecoveryError::Log(LogError::Corrupt { evidence, .. }) => {
+            assert!(matches!(evidence, Evidence::LaterFrame { .. }));
+        }
+        other => panic!("{other}"),
     }
 }
 
@@ -457,4 +495,28 @@ fn a_backing_of_another_size_is_refused() {
     input.disks[0].size = DISK_BYTES + 512;
     let error = crate::engine::recovery::recover(&mut storage, &input).unwrap_err();
     assert!(matches!(error, RecoveryError::DiskSize { .. }));
+}
+
+/// The write that failed was that of the clean superblock, and it reached the disk all the same.
+#[test]
+fn r8_a_latch_in_front_of_a_clean_log_counts() {
+    let mut rig = ten_writes();
+    rig.stop(crate::engine::recovery::claims::Leaving::Clean);
+    assert!(rig.superblock().clean);
+    let mut storage = rig.open();
+    let latch = afterimage_format::ring_header::LogLatch {
+        errno: 5,
+        operation: afterimage_format::ring_header::LatchedOperation::Write,
+    };
+    storage.ring_store(
+        afterimage_format::ring_header::RING_LATCH_WORD,
+        latch.word(),
+    );
+    drop(storage);
+    assert!(matches!(refused(&mut rig), RecoveryError::LogFailed { .. }));
+    rig.create_next();
+    rig.rewrite(None).unwrap().expect("the log has failed");
+    rig.world.rename_file("next", "log");
+    rig.start(None).unwrap();
+    rig.check(rig.answered, "rewritten");
 }

@@ -209,8 +209,10 @@ fn a_failed_log_is_replaced_without_losing_an_answered_write() {
             }
             rig.world.kill();
             rig.world.rename_file("next", "log");
-            rig.start(None)
+            let report = rig
+                .start(None)
                 .unwrap_or_else(|error| panic!("seed {seed} kill {kill}: {error}"));
+            assert!(report.verify_due);
             rig.check(rig.answered, &format!("seed {seed}, killed at {kill}"));
             assert_eq!(rig.claim().log, rig.superblock().log);
             assert!(rig.superblock().sinks[0].dirty.is_some());

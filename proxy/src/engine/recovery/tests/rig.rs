@@ -97,6 +97,7 @@ impl Rig {
         RecoveryInput {
             names: FileNames {
                 log: PathBuf::from("log"),
+                next_log: PathBuf::from("next"),
                 ring: PathBuf::from("ring"),
                 backings: vec![PathBuf::from("disk")],
             },

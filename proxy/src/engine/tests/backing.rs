@@ -52,12 +52,10 @@ fn a_late_acknowledgement_leaves_the_superblock_clean() {
         put(&mut rig, 0, at * BLOCK, &[1; BLOCK_SIZE]);
     }
     rig.drain();
-    let drained = stored_superblock(&rig);
-    assert!(drained.clean);
+    assert!(stored_superblock(&rig).clean);
     rig.engine().sink_acked(sink(0), Lsn(10), RecordChain::BASE);
     rig.turns(100);
     let after = stored_superblock(&rig);
-    assert!(after.tail.lsn > drained.tail.lsn, "nothing was written");
     assert!(after.clean, "a drained group was left unclean");
 }
 

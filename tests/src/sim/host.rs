@@ -196,6 +196,7 @@ impl Host {
         RecoveryInput {
             names: FileNames {
                 log: PathBuf::from("log"),
+                next_log: std::path::PathBuf::new(),
                 ring: PathBuf::from("ring"),
                 backings: self.backings.iter().map(PathBuf::from).collect(),
             },

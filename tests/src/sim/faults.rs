@@ -43,7 +43,6 @@ faults! {
     LogWriteFailed: "EIO or a short write on the log",
     LogFull: "ENOSPC on the log",
     LogSyncFailed: "sync of the log that fails once",
-    LogRewritten: "restart after a failed log",
     WriteLost: "write to the log that says done and is lost",
     WriteMisdirected: "write to the log that goes elsewhere",
     FlipLog: "bit flipped in the log",

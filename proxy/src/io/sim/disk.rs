@@ -151,6 +151,8 @@ impl SimFile {
                     .range(pages.clone())
                     .chain(self.durable.pages.range(pages))
                     .flat_map(|(page, _)| page * 8..page * 8 + 8)
+                    // A hole that is not durable yet hides what a sync would bring back.
+                    .chain(self.dirty.range(all.clone()).map(|(sector, _)| *sector))
                     .filter(|sector| all.contains(sector))
                     .collect();
                 touched.sort_unstable();

@@ -1,0 +1,162 @@
+//! Stops in good order, and the time when nothing breaks any more.
+
+use super::super::faults::Fault;
+use super::super::site::Way;
+use super::super::trace;
+use super::{CATCH_UP, PATIENCE, Run};
+use afterimage_proxy::engine::{EngineEvent, Ticket};
+use afterimage_proxy::ship::status::SinkState;
+use std::time::Duration;
+
+impl Run {
+    /// Stops the primary in good order and starts it again.
+    pub(super) async fn restart(&mut self) -> Result<(), String> {
+        if !self.stop().await? {
+            return Ok(());
+        }
+        trace::count(Fault::CleanRestart);
+        if self.rng.chance(5000) {
+            self.host.world.remove_ring("ring");
+        }
+        let head = self.head();
+        match self.start_life() {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) if self.log_wrong => {
+                trace::note(&[41], || format!("refused, as it should be: {error}"));
+                self.refusals += 1;
+                self.over = true;
+                return self.check_points(4).await;
+            }
+            Err(error) => return Err(error),
+        }
+        self.recoveries += 1;
+        self.judge_recovery(head)?;
+        self.clients.process_gone(true);
+        (self.clients.answered, self.clients.flushed) = (head, head);
+        Ok(())
+    }
+
+    /// Drains and leaves. False: the process died on the way, or its log has failed.
+    pub(super) async fn stop(&mut self) -> Result<bool, String> {
+        // Clients have gone by then; what they asked is answered first.
+        for _ in 0..PATIENCE {
+            if self.clients.in_flight() == 0 || self.log_failed {
+                break;
+            }
+            let left = std::mem::take(&mut self.clients.left);
+            self.one_turn().await?;
+            self.clients.left = left;
+        }
+        let ticket = Ticket(u64::from(u32::MAX));
+        let Some(running) = &mut self.running else {
+            return Ok(false);
+        };
+        let recoveries = self.recoveries;
+        running.life.engine.drain(ticket);
+        for _ in 0..PATIENCE {
+            let Some(running) = &mut self.running else {
+                return Ok(false);
+            };
+            let now = self.host.now();
+            running.desk.serve(&mut running.life, now);
+            running.life.turn(now);
+            self.host.now_ns += 100_000;
+            if self.host.world.is_dead() {
+                self.revive().await?;
+                return Ok(false);
+            }
+            let Some(running) = &mut self.running else {
+                return Ok(false);
+            };
+            let mut events = Vec::new();
+            running.life.engine.take_events(&mut events);
+            let drained = events
+                .iter()
+                .any(|event| matches!(event, EngineEvent::Drained { ticket: of } if *of == ticket));
+            self.events.append(&mut events);
+            self.listen()?;
+            if drained {
+                let head = self.head();
+                self.compare_disks(head)?;
+                let Some(life) = self.stop_shipping() else {
+                    return Ok(false);
+                };
+                return match self.host.leave(life) {
+                    Ok(()) => Ok(true),
+                    Err(_) if self.host.world.is_dead() => {
+                        self.revive().await?;
+                        Ok(false)
+                    }
+                    // The claims say attached then, which is true.
+                    Err(_) if self.storage_broken => Ok(true),
+                    Err(error) => Err(format!("leaving the disks: {error}")),
+                };
+            }
+            if recoveries != self.recoveries || self.log_failed {
+                return Ok(false);
+            }
+            tokio::task::yield_now().await;
+        }
+        Err("the primary does not drain".to_owned())
+    }
+
+    /// Nothing breaks any more: everybody is answered and the replica catches up.
+    pub(super) async fn settle_down(&mut self) -> Result<(), String> {
+        trace::note(&[40], || "nothing breaks from here on".to_owned());
+        let world = self.host.world.clone();
+        if self.log_failed || self.log_wrong {
+            // The log is done; what a start makes of it is to be seen.
+            world.kill();
+        } else if !world.is_dead() {
+            world.forget_faults();
+            world.kill_after(u64::MAX / 2);
+        }
+        self.later.clear();
+        self.site.shelf.heal();
+        self.site.net.set_refused(false);
+        self.site.net.set_slow(false);
+        self.site.net.cut_all();
+        if self.plan.way == Way::Remote && !self.site.runs() {
+            self.site.start();
+        }
+        let mut reached = None;
+        for _ in 0..CATCH_UP {
+            self.one_turn().await?;
+            if self.over {
+                return Ok(());
+            }
+            self.host.now_ns += 1_000_000;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let Some(running) = &self.running else {
+                continue;
+            };
+            let progress = running.life.engine.progress();
+            let status = running.status.get();
+            let caught_up = self.clients.done()
+                && progress.durable == progress.appended
+                && status.acked == progress.durable
+                && status.state == SinkState::Streaming
+                && status.pass.is_none();
+            if caught_up {
+                reached = Some(progress.durable.0);
+                break;
+            }
+        }
+        let Some(reached) = reached else {
+            let running = self.running.as_ref();
+            let shipping = running.map(|running| running.status.get());
+            let engine = running.map(|running| running.life.engine.status());
+            return Err(format!(
+                "the replica does not catch up: {shipping:?} {engine:?}"
+            ));
+        };
+        let newest = self.site.check_points(&mut self.rng, &self.logs, 4).await?;
+        match newest {
+            Some((_, lsn)) if lsn >= reached => Ok(()),
+            newest => Err(format!(
+                "everything up to record {reached} is acknowledged, the newest point is {newest:?}"
+            )),
+        }
+    }
+}

@@ -111,12 +111,12 @@ impl Group {
         }
         self.taken = events;
         let progress = self.engine.progress();
+        // All of it is shown, but only what makes work for the sinks wakes them: where the log
+        // begins may change long after the last record became durable.
         self.progress.send_if_modified(|shown| {
-            let changed = shown.durable != progress.durable || shown.epoch != progress.epoch;
-            if changed {
-                *shown = progress;
-            }
-            changed
+            let wakes = shown.durable != progress.durable || shown.epoch != progress.epoch;
+            *shown = progress;
+            wakes
         });
     }
 

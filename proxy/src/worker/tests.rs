@@ -56,6 +56,30 @@ fn what_was_answered_is_there_after_an_end_without_a_drain() {
     }
 }
 
+/// A sink that compares its cursor with a stale beginning of the log walks through records that
+/// are not there any more, one failed session each.
+#[test]
+fn the_beginning_of_the_log_is_shown_though_nothing_new_becomes_durable() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    for n in 0..50u64 {
+        client.write(n, n * 4096, &pattern(n, 4096));
+        assert_eq!(client.reply(), n);
+    }
+    client.send(&request(FLUSH, 99, 0, 0));
+    assert_eq!(client.reply(), 99);
+    let progress = rig.group.progress();
+    // Without sinks, everything leaves the log once it is destaged.
+    for _ in 0..600 {
+        let now = *progress.borrow();
+        if now.oldest == now.durable.next() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the log is empty, what is shown is {:?}", progress.borrow());
+}
+
 fn write_and_read_back<S: Read + Write>(client: &mut Client<S>) {
     // Small, odd, a receive buffer full, and more than one.
     let writes = [

@@ -35,6 +35,8 @@ with scratch() as folder:
                             to=[f"file://{repository}"], replica=f'repository = "file://{repository}"')
         with server:
             disk = Disk(server.socket, "vm1/vda", 32 << 20)
+            # What lies before the end of the initial copy is no recovery point.
+            server.wait_shipped()
             disk.write(0, disk.dice.randbytes(1 << 20))
             server.checkpoint("early")
             early = bytes(disk.content)

@@ -16,6 +16,8 @@ with scratch() as folder:
     with dr, primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": SIZE}},
                      log="32MiB", ring="8MiB") as site:
         disk = Disk(site.socket, "vm1/vda", SIZE)
+        # What lies before the end of the initial copy is no recovery point.
+        site.wait_shipped()
         for _ in range(100):
             disk.write_somewhere()
         site.checkpoint("before")

@@ -32,7 +32,7 @@ fn what_was_found_stays_found() {
 fn one_operation_survives_every_crash() {
     let scope = exhaustive::run(1, 2).expect("every crash point holds");
     assert!(
-        scope.crash_points > 500 && scope.recovery_kills > 0,
+        scope.crash_points > 300 && scope.recovery_kills > 0,
         "{scope:?}"
     );
 }

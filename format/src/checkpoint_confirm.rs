@@ -78,10 +78,11 @@ const _: () = assert!(offset_of!(Raw, frozen_len) == 32);
 const _: () = assert!(size_of::<Raw>() + 3 * TEXT_BYTES_MAX <= BLOCK_SIZE);
 
 impl CheckpointConfirmBody {
-    /// The body as one payload block. Texts that are too long are cut.
+    /// The body as one payload block. Texts that are too long are cut; none has a zero byte.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let texts = [&self.frozen, &self.skipped, &self.reason].map(|text| cut(text));
+        let texts =
+            [&self.frozen, &self.skipped, &self.reason].map(|text| cut(text).replace('\0', " "));
         let raw = Raw {
             magic: MAGIC,
             version: VERSION.into(),
@@ -125,7 +126,7 @@ impl CheckpointConfirmBody {
             let len = usize::from(len.get());
             let (text, after) = rest.split_at_checked(len).ok_or(E::Text)?;
             rest = after;
-            if len > TEXT_BYTES_MAX {
+            if len > TEXT_BYTES_MAX || text.contains(&0) {
                 return Err(E::Text);
             }
             let text = std::str::from_utf8(text).map_err(|_| E::Text)?;

@@ -549,13 +549,14 @@ impl<S: Storage> Engine<S> {
                 self.begin_redo();
             }
         }
-        if last
-            && let Some(sync) = self.destage.sync.take()
-            && !sync.failed
-        {
-            self.destage.synced = sync.covers;
-            self.backing_works();
-            self.release_waiters();
+        if last && let Some(sync) = self.destage.sync.take() {
+            if !sync.failed {
+                self.destage.synced = sync.covers;
+                self.backing_works();
+                self.release_waiters();
+            }
+            self.settle_unsure_edges();
+            self.settle_unsure_reads();
         }
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Always holds: what lies in the ring (or reads as zero) when a read is submitted is copied then;
 //! only the rest comes from the backing, which has it since before the read was submitted. So a
-//! version that goes from the ring to the backing meanwhile is never missed.
+//! version that goes from the ring to the backing meanwhile is never missed. A sync of a backing that
+//! fails may have lost what was read over: reads in flight are then done again, and a pass's reads
+//! that end during a sync wait for its outcome, for the replica would keep what is not so. (A
+//! client's do not: the wait would be that of every sync.)
 
 use super::Engine;
 use super::block_map::BlockKey;
@@ -33,6 +36,8 @@ pub(super) struct Reads {
     slots: Slab<ReadOp>,
     /// Reads that wait until the backing is whole again (`redo.rs`).
     held: Vec<usize>,
+    /// Reads of passes that have ended during a sync of the backings, with the number of bytes.
+    unsure: Vec<(usize, usize, AlignedBuffer)>,
     /// Lists of mixed reads that are over, for the next.
     lists: Vec<Vec<bool>>,
 }
@@ -192,6 +197,27 @@ impl<S: Storage> Engine<S> {
     }
 
     pub(super) fn read_done(
+        &mut self,
+        slot: usize,
+        result: io::Result<usize>,
+        buffer: Option<AlignedBuffer>,
+    ) {
+        let of_pass = |read: &ReadOp| matches!(read.what, Reader::Pass { .. });
+        let waits = self.destage.syncing() && self.reads.slots.get(slot).is_some_and(of_pass);
+        match (result, buffer) {
+            (Ok(bytes), Some(buffer)) if waits => self.reads.unsure.push((slot, bytes, buffer)),
+            (result, buffer) => self.read_counts(slot, result, buffer),
+        }
+    }
+
+    /// The sync has ended, and if it failed everything read so far is stale.
+    pub(super) fn settle_unsure_reads(&mut self) {
+        for (slot, bytes, buffer) in std::mem::take(&mut self.reads.unsure) {
+            self.read_counts(slot, Ok(bytes), Some(buffer));
+        }
+    }
+
+    fn read_counts(
         &mut self,
         slot: usize,
         result: io::Result<usize>,

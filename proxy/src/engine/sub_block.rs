@@ -3,6 +3,8 @@
 //! Always holds: the merge takes the version that is newest at the moment the record's LSN is
 //! given. Content read from the backing serves only as long as no newer version of the block has
 //! come to the ring and gone to the backing since the read was submitted; then it is read again.
+//! What was read while a backing was being synced waits for the sync's outcome: a sync that fails
+//! may have lost what was read over.
 
 use super::Engine;
 use super::block_map::BlockKey;
@@ -25,6 +27,8 @@ pub(super) struct Edges {
     by_block: HashMap<BlockKey, usize>,
     /// Reads that wait until the backing is whole again (`redo.rs`).
     held: Vec<usize>,
+    /// Reads that have ended during a sync of the backings, with the number of bytes.
+    unsure: Vec<(usize, usize, AlignedBuffer)>,
 }
 
 #[derive(Debug)]
@@ -214,6 +218,27 @@ impl<S: Storage> Engine<S> {
     }
 
     pub(super) fn edge_read_done(
+        &mut self,
+        slot: usize,
+        result: io::Result<usize>,
+        buffer: Option<AlignedBuffer>,
+    ) {
+        match (result, buffer) {
+            (Ok(bytes), Some(buffer)) if self.destage.syncing() => {
+                self.edges.unsure.push((slot, bytes, buffer));
+            }
+            (result, buffer) => self.edge_read_counts(slot, result, buffer),
+        }
+    }
+
+    /// The sync has ended, and if it failed everything read so far is stale.
+    pub(super) fn settle_unsure_edges(&mut self) {
+        for (slot, bytes, buffer) in std::mem::take(&mut self.edges.unsure) {
+            self.edge_read_counts(slot, Ok(bytes), Some(buffer));
+        }
+    }
+
+    fn edge_read_counts(
         &mut self,
         slot: usize,
         result: io::Result<usize>,

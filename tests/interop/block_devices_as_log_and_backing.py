@@ -1,0 +1,71 @@
+"""Block devices as log and as backings, also of sizes that are no multiple of 4096.
+
+Written with every kind of request, killed, recovered, stopped, started, detached: the devices
+hold exactly what was written, and nothing behind the end of a disk is touched.
+"""
+
+from contextlib import ExitStack
+
+from harness.devices import loop_device
+from harness.model import Disk, same_content
+from harness.process import expect, expect_equal, run, scratch
+from harness.server import Afterimage
+
+# Sector size of the devices, size of the log, sizes of the disks.
+CASES = {
+    "sectors-of-512": (512, (32 << 20) + 512 * 5, {"vda": (12 << 20) + 512 * 3, "vdb": (5 << 20) + 512 * 7, "vdc": 512 * 9}),
+    "sectors-of-4096": (4096, 32 << 20, {"vda": 12 << 20, "vdb": (5 << 20) + 4096}),
+}
+
+for name, (sector, log_size, sizes) in CASES.items():
+    with scratch() as folder, ExitStack() as devices:
+        server = Afterimage(folder, groups={"vm1": sizes}, log="32MiB", ring="8MiB", create_backings=False)
+        images = {disk: server.folder / f"{disk}.image" for disk in sizes}
+        log_image = server.folder / "log.image"
+        # Names of their own, as udev and LVM give them: devices are found through links.
+        server.log_path().symlink_to(devices.enter_context(loop_device(log_image, log_size, sector)))
+        for disk, size in sizes.items():
+            server.backing(disk).symlink_to(devices.enter_context(loop_device(images[disk], size, sector)))
+        with server:
+            disks = {disk: Disk(server.socket, f"vm1/{disk}", size, seed=disk) for disk, size in sizes.items()
+                     if size > 1 << 20}
+            small = {disk: Disk(server.socket, f"vm1/{disk}", size) for disk, size in sizes.items() if size <= 1 << 20}
+
+            def write(count):
+                """A number of operations on each disk, its very last sector among them."""
+                for _ in range(count):
+                    for disk in disks.values():
+                        disk.write_somewhere()
+                for disk in [*disks.values(), *small.values()]:
+                    disk.write(len(disk.content) - 512, disk.dice.randbytes(512))
+                    disk.write(len(disk.content) - 1000, disk.dice.randbytes(700))
+
+            def again():
+                """New connections, the old content."""
+                for group in (disks, small):
+                    for disk, old in group.items():
+                        old.close()
+                        group[disk] = Disk(server.socket, f"vm1/{disk}", len(old.content), seed=f"{disk} again")
+                        group[disk].content = old.content
+                        seen = group[disk].connection.read(0, len(old.content))
+                        expect(seen == old.content, f"{name}: {disk} after a start")
+
+            for _ in range(3):
+                write(120)
+                server.kill()
+                server.start()
+                again()
+            write(60)
+            server.restart()
+            again()
+            write(60)
+            server.wait_shipped()
+            target = server.restore("latest", folder / "restored")
+            for disk, model in {**disks, **small}.items():
+                same_content(f"{name}: {disk} restored", target / f"{disk}.raw", model.content)
+            server.cli("detach", "vm1")
+            server.stop()
+            for disk, model in {**disks, **small}.items():
+                same_content(f"{name}: {disk} as a plain device", server.backing(disk), model.content)
+            said = run("losetup", "--list", "--noheadings").stdout
+            expect_equal(said.count(str(folder)), len(sizes) + 1, "devices in use until here")

@@ -29,7 +29,7 @@ with scratch() as folder:
         guest.run("systemctl start afterimage.socket afterimage.service")
         for block_size, make, check in CASES:
             attach = (f"nbd-client -unix /run/afterimage/nbd.sock /dev/nbd0 -N vm1/vda -b {block_size} "
-                      "-C 4 -persist -nonetlink; udevadm settle; sleep 1")
+                      "-C 4 -t 600 -persist -nonetlink; udevadm settle; sleep 1")
             guest.run(attach)
             guest.run(f"{make} /dev/nbd0")
             guest.run(WRITE_AND_CHECK, patience_seconds=600)

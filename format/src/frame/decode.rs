@@ -118,8 +118,12 @@ impl RingDescriptor {
             return Descriptor::decode(block).map(Self::Closed);
         }
         raw.check_fields(0)?;
+        // Opening clears the counts first, then the checksum, and closing stores that last.
+        let (found, computed) = (raw.crc.get(), raw.computed_crc());
+        let damaged = raw.entry_count.get() != 0 && found != 0;
         Ok(Self::Open(OpenFrame {
             header: raw.value(),
+            damage: damaged.then_some(FrameError::HeaderCrc { found, computed }),
         }))
     }
 }
@@ -130,6 +134,8 @@ impl RingDescriptor {
 pub struct OpenFrame {
     /// As it stands: counts as last published; length, lap and durable LSN without meaning.
     pub header: FrameHeader,
+    /// It has entries and a checksum, so it was closed once, and the checksum does not match.
+    damage: Option<FrameError>,
 }
 
 impl OpenFrame {
@@ -138,8 +144,11 @@ impl OpenFrame {
     ///
     /// # Errors
     /// Entries are published after their payload, so whatever the count covers must be whole: a
-    /// failing check is damage, not a torn write.
+    /// failing check is damage, not a torn write. So is a checksum that does not match.
     pub fn entries(&self, frame: &[u8]) -> Result<Vec<Entry>, FrameError> {
+        if let Some(damage) = self.damage {
+            return Err(damage);
+        }
         let want = self.header.frame_blocks() as usize * BLOCK_SIZE;
         let (Some(block), Some(payload)) = (frame.get(..BLOCK_SIZE), frame.get(BLOCK_SIZE..want))
         else {

@@ -319,6 +319,15 @@ fn an_open_frame_is_whole_after_every_step() {
 fn damage_below_the_count_of_an_open_frame_is_noticed() {
     let mut bytes = frame(&[1, 1]);
     bytes[96..100].fill(0);
+    let RingDescriptor::Open(once_closed) = RingDescriptor::decode(&bytes[..BLOCK_SIZE]).unwrap()
+    else {
+        panic!("open");
+    };
+    assert!(matches!(
+        once_closed.entries(&bytes),
+        Err(FrameError::HeaderCrc { .. })
+    ));
+    bytes[header::FRAME_CRC_OFFSET..HEADER_BYTES].fill(0);
     let RingDescriptor::Open(open) = RingDescriptor::decode(&bytes[..BLOCK_SIZE]).unwrap() else {
         panic!("open");
     };

@@ -31,12 +31,16 @@ pub const RING_LATCH_WORD: usize = 192;
 /// Offset of the word that says which frame is the next to become durable in the log
 /// ([`NextToPersist`]). Frames from it on are still in the ring, whole.
 pub const RING_NEXT_WORD: usize = 256;
+/// Offset of the word that holds the LSN of the newest record: stored after the record was published
+/// and before anybody is told of it. A ring without that record is damaged.
+pub const RING_APPENDED_WORD: usize = 320;
 /// Bytes behind the last word that carry no meaning yet.
-pub const RING_WORDS_END: usize = 264;
+pub const RING_WORDS_END: usize = 328;
 
 const _: () = assert!(RING_DURABLE_WORD >= RING_HEADER_BYTES);
 const _: () = assert!(RING_DURABLE_WORD.is_multiple_of(64) && RING_LATCH_WORD.is_multiple_of(64));
-const _: () = assert!(RING_NEXT_WORD.is_multiple_of(64) && RING_WORDS_END <= BLOCK_SIZE);
+const _: () = assert!(RING_NEXT_WORD.is_multiple_of(64) && RING_APPENDED_WORD.is_multiple_of(64));
+const _: () = assert!(RING_WORDS_END <= BLOCK_SIZE);
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]

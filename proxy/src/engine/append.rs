@@ -1,8 +1,9 @@
 //! Putting records into the ring.
 //!
 //! Order of stores (format, `frame`): a frame is opened with its counts 0, its number last; a record
-//! is payload, entry, then the counts word; a frame is closed by the word with its checksum. So a
-//! kill at any instant leaves whole records only, and every record that was answered.
+//! is payload, entry, the counts word, then the header's word for the newest LSN; a frame is closed by
+//! the word with its checksum. So a kill at any instant leaves whole records only, and every record
+//! that was answered; and damage that hides one of those is noticed.
 
 use super::block_map::BlockKey;
 use super::ring::{FrameState, RecordInfo, RingFrame, Room, byte_offset};
@@ -16,6 +17,7 @@ use afterimage_format::frame::header::{
 use afterimage_format::frame::{Entry, FrameHeader, FrameStart};
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::op::Op;
+use afterimage_format::ring_header::RING_APPENDED_WORD;
 
 use super::request::Now;
 
@@ -97,6 +99,7 @@ impl<S: Storage> Engine<S> {
             spec.payload_blocks,
         );
         debug_assert_eq!(lsn, entry.lsn);
+        self.storage.ring_store(RING_APPENDED_WORD, lsn.0);
         self.status.records += 1;
         match spec.op {
             Op::Write => {

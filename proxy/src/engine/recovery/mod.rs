@@ -313,7 +313,9 @@ fn settle<S: Storage>(
         let first = ring.next.frame_near(scan.head.frame);
         let mut head = scan.head;
         if first < scan.head.frame {
-            head = scan.head_at(first).unwrap_or(head);
+            // Where room had to be made the tail has gone past it, with all that is in the backings.
+            let tail = LogHead::at_tail(&log.superblock().tail);
+            head = scan.head_at(first).unwrap_or(tail);
         }
         match ring::frames_after(blocking.storage(), ring, &head) {
             Err(RecoveryError::RingDamaged { .. }) if input.accepted.ring_loss => {}

@@ -28,8 +28,9 @@ use afterimage_format::frame::{
 };
 use afterimage_format::ids::{BLOCK_SIZE, BootId, LogId, Lsn};
 use afterimage_format::ring_header::{
-    LogLatch, NextToPersist, RING_AREA_OFFSET, RING_DURABLE_WORD, RING_HEADER_BYTES,
-    RING_LATCH_WORD, RING_MAGIC_WORD, RING_NEXT_WORD, RingHeader, RingHeaderError,
+    LogLatch, NextToPersist, RING_APPENDED_WORD, RING_AREA_OFFSET, RING_DURABLE_WORD,
+    RING_HEADER_BYTES, RING_LATCH_WORD, RING_MAGIC_WORD, RING_NEXT_WORD, RingHeader,
+    RingHeaderError,
 };
 use afterimage_format::superblock::Superblock;
 
@@ -98,6 +99,8 @@ pub struct RingState {
     pub durable: Lsn,
     /// Frames from this one on are whole in the ring.
     pub next: NextToPersist,
+    /// The newest record that may have been answered.
+    pub appended: Lsn,
 }
 
 /// Judges the ring by the table above.
@@ -167,6 +170,7 @@ fn usable<S: Storage>(storage: &S, header: RingHeader) -> RingFinding {
         header,
         durable: Lsn(storage.ring_load(RING_DURABLE_WORD)),
         next: NextToPersist::from_word(storage.ring_load(RING_NEXT_WORD)),
+        appended: Lsn(storage.ring_load(RING_APPENDED_WORD)),
     };
     match LogLatch::from_word(storage.ring_load(RING_LATCH_WORD)) {
         None => RingFinding::Ours(state),
@@ -249,6 +253,14 @@ pub enum RingDamage {
         /// First frame that the log lacks.
         log: u64,
     },
+    /// Records are missing at the end.
+    #[error("it ends with record {found}, and record {published} had been published")]
+    Tail {
+        /// The last one there.
+        found: Lsn,
+        /// The last one that there was.
+        published: Lsn,
+    },
     /// The ring begins behind the log's end.
     #[error("it begins with frame {ring}, the log ends before frame {log}")]
     Behind {
@@ -314,6 +326,15 @@ pub fn frames_after<S: Storage>(
     // Frames below the log's head were only walked through; an open one among them (the log holds
     // it closed, from a recovery that was killed) has nothing more to give.
     frames.retain(|frame| frame.header.start.number >= log_head.frame);
+    let found = frames
+        .last()
+        .map_or(Lsn(log_head.lsn.0 - 1), |frame| frame.header.last_lsn());
+    if found < ring.appended {
+        return Err(damage(RingDamage::Tail {
+            found,
+            published: ring.appended,
+        }));
+    }
     Ok(frames)
 }
 
@@ -416,6 +437,7 @@ pub fn initialise<S: Storage>(storage: &mut S, header: &RingHeader, next_lsn: Ls
     storage.ring_store(RING_DURABLE_WORD, next_lsn.0 - 1);
     storage.ring_store(RING_LATCH_WORD, 0);
     storage.ring_store(RING_NEXT_WORD, NextToPersist::new(0, frame).word());
+    storage.ring_store(RING_APPENDED_WORD, next_lsn.0 - 1);
     let bytes = header.encode();
     storage.ring_write(8, &bytes[8..]);
     let mut magic = [0; 8];

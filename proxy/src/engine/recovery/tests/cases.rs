@@ -10,9 +10,11 @@ use crate::engine::recovery::{Accepted, RecoveryError};
 use crate::engine::{DirtyChange, Ticket};
 use crate::io::Storage;
 use afterimage_format::claim::ClaimState;
-use afterimage_format::frame::Descriptor;
+use afterimage_format::frame::{Descriptor, ENTRY_BYTES, HEADER_BYTES, RingDescriptor};
 use afterimage_format::ids::{BLOCK_SIZE, GroupId, LogId, Lsn};
-use afterimage_format::ring_header::RING_DURABLE_WORD;
+use afterimage_format::ring_header::{
+    RING_APPENDED_WORD, RING_DURABLE_WORD, RING_HEADER_BYTES, RING_NEXT_WORD,
+};
 use afterimage_format::superblock::SuperblockError;
 
 /// Started, ten writes, the first five flushed, nothing destaged.
@@ -179,6 +181,44 @@ fn damage_in_the_ring_is_noticed_not_cut() {
     rig.accepted.ring_loss = true;
     rig.start(None).unwrap();
     rig.check(rig.flushed, "accepted");
+}
+
+/// Whatever bit flips in what the ring tells of its records: nothing that was answered is silently
+/// gone, and no content is made up.
+#[test]
+fn a_flipped_bit_in_the_rings_books_loses_nothing_silently() {
+    let mut headers: Vec<usize> = vec![RING_DURABLE_WORD, RING_NEXT_WORD, RING_APPENDED_WORD]
+        .into_iter()
+        .flat_map(|word| word..word + 8)
+        .collect();
+    headers.extend(0..RING_HEADER_BYTES);
+    let mut rig = ten_writes();
+    rig.world.kill();
+    let ring = rig.ring_bytes();
+    drop(rig);
+    let (mut refusals, mut starts) = (0, 0);
+    for block in 1..ring.len() / BLOCK_SIZE {
+        let at = block * BLOCK_SIZE;
+        if RingDescriptor::decode(&ring[at..at + BLOCK_SIZE]).is_ok() {
+            // Header and the first two entries.
+            headers.extend(at..at + HEADER_BYTES + 2 * ENTRY_BYTES);
+        }
+    }
+    assert!(headers.len() > 8 * HEADER_BYTES, "several frames");
+    for (index, at) in headers.into_iter().enumerate() {
+        let mut rig = ten_writes();
+        rig.world.kill();
+        rig.engine = None;
+        rig.world.flip_ring_bit("ring", at, (index % 8) as u8);
+        match rig.start(None) {
+            Ok(_) => {
+                starts += 1;
+                rig.check(rig.answered, &format!("byte {at} of the ring"));
+            }
+            Err(_) => refusals += 1,
+        }
+    }
+    assert!(refusals > 0 && starts > 0, "{refusals} {starts}");
 }
 
 /// Byte offsets of the frames in the log, in order.

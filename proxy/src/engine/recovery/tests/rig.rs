@@ -148,6 +148,12 @@ impl Rig {
         Ok(report)
     }
 
+    /// The ring as it stands.
+    pub(super) fn ring_bytes(&mut self) -> Vec<u8> {
+        let storage = self.open();
+        storage.ring(0, storage.ring_len()).to_vec()
+    }
+
     pub(super) fn recover_plain(
         &mut self,
         kill_after: Option<u64>,

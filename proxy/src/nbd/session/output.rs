@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 
 /// Heads are encoded into pieces of about this size.
 const SMALL_BYTES: usize = 4096;
-/// Emptied pieces kept for reuse.
-const SPARE_MAX: usize = 8;
+/// Emptied pieces kept for reuse: as many as a connection usually has requests in flight, since each
+/// read has a head of its own.
+const SPARE_MAX: usize = 128;
 
 /// One piece of the outgoing stream.
 pub use crate::io::socket::Piece as OutChunk;
@@ -60,7 +61,7 @@ impl Output {
     pub(super) fn recycle(&mut self, chunk: OutChunk) -> Option<AlignedBuffer> {
         match chunk {
             OutChunk::Small(mut bytes) => {
-                if self.spare.len() < SPARE_MAX && bytes.capacity() <= 4 * SMALL_BYTES {
+                if self.spare.len() < SPARE_MAX && bytes.capacity() <= 2 * SMALL_BYTES {
                     bytes.clear();
                     self.spare.push(bytes);
                 }

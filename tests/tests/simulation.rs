@@ -5,10 +5,20 @@ use afterimage_tests::sim::exhaustive;
 use afterimage_tests::sim::run::run;
 
 /// Seeds that once showed a bug, each with a line on what it was.
-const FOUND: &[(u64, &str)] = &[(
-    253,
-    "after a drain the tail moved once more, with a superblock that said unclean",
-)];
+const FOUND: &[(u64, &str)] = &[
+    (
+        253,
+        "after a drain the tail moved once more, with a superblock that said unclean",
+    ),
+    (
+        494,
+        "a recovery that had made room was killed; the next one wrote nothing again, being behind the tail",
+    ),
+    (
+        5876,
+        "a bit of the ring's last closed frame flipped, and what followed it was taken for nothing",
+    ),
+];
 
 #[test]
 fn a_few_seeds_hold_and_one_seed_is_one_run() {

@@ -5,11 +5,10 @@
 //! before. So the order of the log is the order in which the requests took effect, and everything
 //! else (reads, floors of what must survive) is judged by LSN.
 
+use super::attribution::Shared;
 use super::content;
 use super::model::LogModel;
-use super::tap::Record;
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
-use afterimage_format::op::Op;
 use afterimage_proxy::engine::request::{Reply, ReplyBody, Request as EngineRequest, RequestError};
 use afterimage_proxy::io::sim::SimRng;
 use std::collections::{BTreeMap, VecDeque};
@@ -51,18 +50,18 @@ pub struct Request {
 }
 
 impl Request {
-    fn changes(&self) -> bool {
+    pub(super) fn changes(&self) -> bool {
         matches!(self.ask, Ask::Write(_) | Ask::Zero { .. })
     }
 }
 
 /// A request that the engine has.
-struct Open {
-    request: Request,
+pub(super) struct Open {
+    pub(super) request: Request,
     /// What no record has brought yet.
-    left: Vec<Range<u64>>,
+    pub(super) left: Vec<Range<u64>>,
     /// Record that brought the last of it.
-    last: u64,
+    pub(super) last: u64,
     /// Last record when it was submitted.
     since: u64,
     /// For a flush: what must be durable when it is answered.
@@ -85,7 +84,8 @@ pub struct Clients {
     connections: Vec<Connection>,
     depth: usize,
     unaligned: bool,
-    open: BTreeMap<u64, Open>,
+    pub(super) open: BTreeMap<u64, Open>,
+    pub(super) shared: Vec<Shared>,
     next_id: u64,
     next_value: u64,
     /// New requests that are still to be made.
@@ -121,6 +121,7 @@ impl Clients {
             depth: 1 + rng.below(4) as usize,
             unaligned: rng.chance(5000),
             open: BTreeMap::new(),
+            shared: Vec::new(),
             next_id: 0,
             next_value: 0,
             left: requests,
@@ -308,56 +309,18 @@ impl Clients {
         (self.next_id, disk, asked)
     }
 
-    /// A record that changes blocks: whose is it, and does it bring what was asked? The model takes
-    /// it in.
-    ///
-    /// # Errors
-    /// In words: nobody asked for this.
-    pub fn take_record(&mut self, record: &Record, model: &mut LogModel) -> Result<(), String> {
-        let disk = usize::from(record.disk.0);
-        let blocks = record.first_block..record.first_block + u64::from(record.block_count);
-        let size = *model.sizes().get(disk).ok_or("no such disk")?;
-        let bytes = record.first_block * BLOCK..(blocks.end * BLOCK).min(size);
-        if bytes.is_empty() {
-            return Err(format!("{record:?} is about nothing"));
-        }
-        let mut why = String::new();
-        let found =
-            self.open
-                .iter()
-                .find_map(|(id, open)| match fits(open, record, disk, &bytes, model) {
-                    Ok(true) => Some(*id),
-                    Ok(false) => None,
-                    Err(what) => {
-                        why = what;
-                        None
-                    }
-                });
-        let Some(id) = found else {
-            return Err(format!(
-                "record {} ({:?} of disk {disk}, bytes {bytes:?}) is not what anybody asked for; {why}",
-                record.lsn, record.op
-            ));
-        };
-        let open = self.open.get_mut(&id).ok_or("just found")?;
-        open.left = without(&open.left, &bytes);
-        open.last = record.lsn;
-        for (at, block) in blocks.enumerate() {
-            let content = match record.op {
-                Op::Write => Some(&record.payload[at * BLOCK_SIZE..(at + 1) * BLOCK_SIZE]),
-                _ => None,
-            };
-            model.set(disk, block, record.lsn, content);
-        }
-        Ok(())
-    }
-
     /// The engine answers.
     ///
     /// # Errors
     /// In words: the answer is wrong.
     pub fn answer(&mut self, reply: &Reply, model: &LogModel) -> Result<(), String> {
+        if self.open.contains_key(&reply.id.0) {
+            self.claim_missing(reply.id.0);
+        }
         let open = self.open.remove(&reply.id.0);
+        let waiting = &self.open;
+        self.shared
+            .retain(|shared| waiting.contains_key(&shared.owner));
         let open = open.ok_or_else(|| format!("request {} is answered twice", reply.id.0))?;
         let request = &open.request;
         self.answers += 1;
@@ -420,6 +383,7 @@ impl Clients {
     /// The process that had the open requests is gone. Called when every record of it that
     /// survived was taken in. Clients that live on (`survive`) send again what was not answered.
     pub fn process_gone(&mut self, survive: bool) {
+        self.shared.clear();
         for open in std::mem::take(&mut self.open).into_values() {
             if !open.orphan && survive {
                 self.connections[open.request.connection]
@@ -434,75 +398,6 @@ impl Clients {
             }
         }
     }
-}
-
-/// Whether the record is the effect of the request.
-fn fits(
-    open: &Open,
-    record: &Record,
-    disk: usize,
-    bytes: &Range<u64>,
-    model: &LogModel,
-) -> Result<bool, String> {
-    let request = &open.request;
-    if request.disk != disk || !request.changes() {
-        return Ok(false);
-    }
-    let range = &request.range;
-    if range.start >= bytes.end || bytes.start >= range.end {
-        return Ok(false);
-    }
-    let mine = range.start.max(bytes.start)..range.end.min(bytes.end);
-    if !open
-        .left
-        .iter()
-        .any(|left| left.start <= mine.start && mine.end <= left.end)
-    {
-        return Ok(false);
-    }
-    if record.op != Op::Write {
-        let zeroing = matches!(request.ask, Ask::Zero { .. });
-        return Ok(zeroing && mine == *bytes);
-    }
-    let mut expected = vec![0; BLOCK_SIZE];
-    for (at, payload) in record.payload.chunks(BLOCK_SIZE).enumerate() {
-        let block = record.first_block + at as u64;
-        let valid = model.valid(disk, block);
-        let start = block * BLOCK;
-        let from = mine.start.clamp(start, start + BLOCK) - start;
-        let to = mine.end.clamp(start, start + BLOCK) - start;
-        if from >= to {
-            return Err(format!(
-                "{request:?} does not reach block {block} of the record"
-            ));
-        }
-        model.block(disk, block, u64::MAX).copy_to(&mut expected);
-        let part = &mut expected[from as usize..to as usize];
-        match request.ask {
-            Ask::Write(value) => content::fill(value, start + from, part),
-            _ => part.fill(0),
-        }
-        if payload[..valid] != expected[..valid] {
-            let differs = payload[..valid]
-                .iter()
-                .zip(&expected)
-                .position(|(a, b)| a != b);
-            return Err(format!(
-                "{request:?} would make block {block} other from byte {differs:?} on"
-            ));
-        }
-    }
-    Ok(true)
-}
-
-fn without(left: &[Range<u64>], taken: &Range<u64>) -> Vec<Range<u64>> {
-    let parts = left.iter().flat_map(|range| {
-        [
-            range.start..range.end.min(taken.start),
-            range.start.max(taken.end)..range.end,
-        ]
-    });
-    parts.filter(|range| !range.is_empty()).collect()
 }
 
 /// Every block of a read was so at some moment between question and answer.

@@ -9,6 +9,7 @@
 //! Follow a run: [`plan`] draws a group, its clients and its incidents; [`run`](run::run) drives
 //! [`host`] (the primary), [`clients`], [`net`], [`site`] (the replica) and compares with [`model`].
 
+pub mod attribution;
 pub mod clients;
 pub mod content;
 pub mod exhaustive;

@@ -5,9 +5,11 @@
 //! their LSNs may come back with other content, which nobody may have seen.
 
 use afterimage_format::ids::{BLOCK_SIZE, LogId};
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+const SECTOR: usize = 512;
 
 /// One version of a block: from which record on, and its bytes (none for zeroes).
 #[derive(Clone)]
@@ -132,10 +134,39 @@ impl LogModel {
     /// The first block in which a disk's content differs from what it was at a record.
     #[must_use]
     pub fn differs(&self, disk: usize, lsn: u64, content: &[u8]) -> Option<u64> {
-        let blocks = (0..).zip(content.chunks(BLOCK_SIZE));
+        let mut blocks = (0..).zip(content.chunks(BLOCK_SIZE));
         blocks
-            .map(|(block, bytes)| (block, self.block(disk, block, lsn).has(0, bytes)))
-            .find_map(|(block, same)| (!same).then_some(block))
+            .find(|(block, bytes)| !self.block(disk, *block, lsn).has(0, bytes))
+            .map(|(block, _)| block)
+    }
+
+    /// The first block with a sector that is neither as it was at one of these records nor torn
+    /// between two of them.
+    #[must_use]
+    pub fn differs_from_all(
+        &self,
+        disk: usize,
+        lsns: RangeInclusive<u64>,
+        content: &[u8],
+    ) -> Option<u64> {
+        let mut sectors = (0..).step_by(SECTOR).zip(content.chunks(SECTOR));
+        sectors.find_map(|(start, bytes): (usize, _)| {
+            let block = start / BLOCK_SIZE;
+            let versions = self.blocks[disk][block].iter().map(|version| version.lsn);
+            let versions = versions.filter(|lsn| lsns.contains(lsn));
+            let (mut begins, mut ends) = (0, 0);
+            for lsn in versions.chain([*lsns.start()]) {
+                let content = self.block(disk, block as u64, lsn);
+                let same = |part: &Range<usize>| {
+                    content.has(start % BLOCK_SIZE + part.start, &bytes[part.clone()])
+                };
+                let begin = (0..=bytes.len()).rev().find(|cut| same(&(0..*cut)));
+                let end = (0..=bytes.len()).find(|cut| same(&(*cut..bytes.len())));
+                begins = begins.max(begin.unwrap_or(0));
+                ends = ends.max(bytes.len() - end.unwrap_or(bytes.len()));
+            }
+            (begins + ends < bytes.len()).then_some(block as u64)
+        })
     }
 
     /// For messages: at which records a block's content was the one given.

@@ -112,7 +112,13 @@ impl Run {
         };
         // Nothing in a log says that its last write was lost, when nothing came behind it.
         let floor = if self.log_wrong && power { 0 } else { floor };
-        self.judge_recovery(floor)?;
+        // What was destaged before the loss may be newer than the log, too.
+        let ahead = if self.log_wrong && power {
+            self.head()
+        } else {
+            0
+        };
+        self.judge_recovery_ahead(floor, ahead)?;
         let survive = !power || self.plan.clients_elsewhere;
         self.clients.process_gone(survive);
         let began = self.head();
@@ -154,6 +160,11 @@ impl Run {
 
     /// The life that just began goes on from where it may, with the disks as they were there.
     pub(super) fn judge_recovery(&mut self, floor: u64) -> Result<(), String> {
+        self.judge_recovery_ahead(floor, 0)
+    }
+
+    /// As above; the disks may instead be ahead of the log, by records up to `ahead`.
+    fn judge_recovery_ahead(&mut self, floor: u64, ahead: u64) -> Result<(), String> {
         let Some(running) = &self.running else {
             return Ok(());
         };
@@ -172,8 +183,28 @@ impl Run {
                 self.take_record(record)?;
             }
         }
+        if began < ahead {
+            self.compare_disks_ahead(began, ahead)?;
+            self.model().truncate(began);
+            return Ok(());
+        }
         self.model().truncate(began);
         self.compare_disks(began)
+    }
+
+    /// The log has lost records that were on their way to the disks: every sector is as of some
+    /// record from the last one left to the last one lost, or torn between two of them.
+    fn compare_disks_ahead(&self, lsn: u64, ahead: u64) -> Result<(), String> {
+        let model = self.logs.last().expect("the first log's at least");
+        for disk in 0..model.sizes().len() {
+            let content = self.host.backing(disk, true);
+            if let Some(block) = model.differs_from_all(disk, lsn..=ahead, &content) {
+                return Err(format!(
+                    "block {block} of disk {disk} is not as of any record of {lsn} to {ahead}"
+                ));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn compare_disks(&self, lsn: u64) -> Result<(), String> {

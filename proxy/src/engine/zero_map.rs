@@ -54,12 +54,14 @@ impl ZeroMap {
 
     /// The backing reads as zero there as of `lsn`: what no newer zeroing covers goes.
     pub(super) fn destaged(&mut self, disk: DiskIndex, blocks: Range<u64>, lsn: Lsn) {
-        let done: Vec<_> = self
-            .overlapping(disk, blocks)
-            .filter(|(_, zeroing)| zeroing.lsn == lsn)
-            .map(|(range, _)| range)
-            .collect();
-        for range in done {
+        let mut from = blocks.start;
+        while from < blocks.end {
+            let mut touched = self.overlapping(disk, from..blocks.end);
+            let Some((range, _)) = touched.find(|(_, zeroing)| zeroing.lsn == lsn) else {
+                return;
+            };
+            drop(touched);
+            from = range.end;
             self.disks[usize::from(disk.0)].remove(range);
         }
     }

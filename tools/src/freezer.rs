@@ -79,13 +79,14 @@ impl Freezer {
         stored.map_err(|error| format!("{}: {error}", self.0.folder.path().display()))
     }
 
-    /// Returns when a watchdog has the intent; starts one if there is none.
+    /// Returns when a watchdog has the intent; starts one if there is none. `log` is where that
+    /// one tells what it does: it lives on, and keeps open whatever it is given.
     ///
     /// # Errors
     /// In words.
-    pub async fn arm(&self) -> Result<(), String> {
+    pub async fn arm(&self, log: fn() -> Stdio) -> Result<(), String> {
         let state = self.0.folder.path().to_owned();
-        let start = || start_watchdog(&state);
+        let start = || start_watchdog(&state, log());
         let guard = watchdog::arm(&self.0.folder, &self.0.intent, start).await?;
         *self.0.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
         Ok(())
@@ -125,13 +126,14 @@ pub fn sequence(group: &GroupConfig) -> Sequence {
 
 /// Starts a watchdog in a process group of its own. Where systemd runs one as a service of its own
 /// this is never needed.
-fn start_watchdog(state: &Path) -> io::Result<()> {
+fn start_watchdog(state: &Path, log: Stdio) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("guest-watchdog")
         .arg("--state")
         .arg(state)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        .stderr(log)
         .process_group(0)
         .spawn()?;
     // Reaped when it ends; if we end first, somebody else does it.

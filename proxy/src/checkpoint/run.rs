@@ -2,7 +2,7 @@
 
 use super::agent::Request;
 use super::provider::{Order, Provider};
-use super::sequence::{Action, Input, Report, Sequence};
+use super::sequence::{self, Action, Input, Report, Sequence};
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::Lsn;
 use std::future::Future;
@@ -27,6 +27,8 @@ pub trait Host: Send + Sync {
     fn store(&self, body: CheckpointConfirmBody) -> Step<()>;
     /// Removes the intent.
     fn remove_intent(&self);
+    /// Something happened; for people. Told behind whatever it made necessary.
+    fn stepped(&self, _: &sequence::Step) {}
     /// The result is known; guests may still have to be thawed.
     fn settled(&self, report: Report);
 }
@@ -43,12 +45,18 @@ pub async fn run(mut sequence: Sequence, providers: Vec<Provider>, host: Arc<dyn
         agents.push(orders);
     }
     sequence.handle(begun.elapsed(), Input::Start);
+    let mut told = 0;
     loop {
+        let mut finished = false;
         while let Some(action) = sequence.next_action() {
-            if matches!(action, Action::Finished) {
-                return;
-            }
+            finished |= matches!(action, Action::Finished);
             act(&sequence, action, &host, &agents, &sender, &mut tasks);
+        }
+        let steps = sequence.steps();
+        steps[told..].iter().for_each(|step| host.stepped(step));
+        told = steps.len();
+        if finished {
+            return;
         }
         let deadline = sequence.next_deadline().map(|at| begun + at);
         let input = tokio::select! {

@@ -2,17 +2,19 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 use super::types::{
-    CheckpointDone, CheckpointRequest, Detached, ExportInfo, ExportRequest, Failure, PointList,
-    StatusReport,
+    CheckpointDone, CheckpointLine, CheckpointRequest, Detached, ExportInfo, ExportRequest,
+    Failure, PointList, StatusReport, StepInfo,
 };
 
 /// No answer is longer.
@@ -85,13 +87,13 @@ impl Client {
     ) -> Result<CheckpointDone, ClientError> {
         let body = CheckpointRequest {
             label: label.map(str::to_owned),
-            app: false,
+            ..CheckpointRequest::default()
         };
         self.post(&format!("/v1/groups/{group}/checkpoints"), &body)
             .await
     }
 
-    /// Takes a checkpoint with the guest frozen for a moment.
+    /// Takes a checkpoint with the guest frozen for a moment; `step` is called as things happen.
     ///
     /// # Errors
     /// See [`Client::status`].
@@ -99,13 +101,51 @@ impl Client {
         &self,
         group: &str,
         label: Option<&str>,
+        step: impl FnMut(&StepInfo),
+    ) -> Result<CheckpointDone, ClientError> {
+        tokio::time::timeout(ANSWER_TIME_MAX, self.stepwise(group, label, step))
+            .await
+            .unwrap_or(Err(ClientError::Slow))
+    }
+
+    async fn stepwise(
+        &self,
+        group: &str,
+        label: Option<&str>,
+        mut step: impl FnMut(&StepInfo),
     ) -> Result<CheckpointDone, ClientError> {
         let body = CheckpointRequest {
             label: label.map(str::to_owned),
             app: true,
+            steps: true,
         };
-        self.post(&format!("/v1/groups/{group}/checkpoints"), &body)
-            .await
+        let path = format!("/v1/groups/{group}/checkpoints");
+        let (response, connection) = self.send(Method::POST, &path, json(&body)?).await?;
+        let status = response.status();
+        let mut body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let mut received = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.map_err(ClientError::Answer)?.into_data() {
+                received.extend_from_slice(&data);
+            }
+            while status.is_success()
+                && let Some(end) = received.iter().position(|byte| *byte == b'\n')
+            {
+                let line: Vec<u8> = received.drain(..=end).collect();
+                match parse(&line)? {
+                    CheckpointLine::Step(happened) => step(&happened),
+                    CheckpointLine::Done(done) => {
+                        connection.abort();
+                        return Ok(done);
+                    }
+                    CheckpointLine::Failed(why) => return Err(ClientError::Refused(why)),
+                }
+            }
+        }
+        match status.is_success() {
+            true => Err(ClientError::Answer("it ends before the result".into())),
+            false => Err(ClientError::Refused(refusal(status, &received))),
+        }
     }
 
     /// Recovery points at the daemon's own repository.
@@ -164,8 +204,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, ClientError> {
-        let body = serde_json::to_vec(body).map_err(|e| ClientError::Answer(e.into()))?;
-        parse(&self.exchange(Method::POST, path, body.into()).await?)
+        parse(&self.exchange(Method::POST, path, json(body)?).await?)
     }
 
     async fn exchange(
@@ -185,6 +224,26 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
+        let (response, connection) = self.send(method, path, body).await?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(ClientError::Answer)?
+            .to_bytes();
+        connection.abort();
+        if status.is_success() {
+            return Ok(bytes);
+        }
+        Err(ClientError::Refused(refusal(status, &bytes)))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), ClientError> {
         let stream =
             UnixStream::connect(&self.socket)
                 .await
@@ -202,19 +261,13 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(body))
             .map_err(|e| ClientError::Answer(e.into()))?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let bytes = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await
-            .map_err(ClientError::Answer)?
-            .to_bytes();
-        connection.abort();
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        Err(ClientError::Refused(refusal(status, &bytes)))
+        Ok((sender.send_request(request).await?, connection))
     }
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, ClientError> {
+    let body = serde_json::to_vec(body).map_err(|e| ClientError::Answer(e.into()))?;
+    Ok(body.into())
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> String {

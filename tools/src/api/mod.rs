@@ -13,7 +13,8 @@ mod tests;
 
 use std::future::Future;
 use std::pin::Pin;
-use types::{CheckpointDone, Detached, ExportInfo, PointList, StatusReport};
+use tokio::sync::mpsc::UnboundedSender;
+use types::{CheckpointDone, Detached, ExportInfo, PointList, StatusReport, StepInfo};
 
 /// The future of an answer.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'a>>;
@@ -23,12 +24,13 @@ pub trait Control: Send + Sync + 'static {
     /// How all groups are, or one.
     fn status<'a>(&'a self, group: Option<&'a str>) -> Answer<'a, StatusReport>;
     /// Appends a checkpoint to the log and waits until it is durable there; with `app`, the guest is
-    /// frozen for it.
+    /// frozen for it, and each step is told as it happens.
     fn checkpoint<'a>(
         &'a self,
         group: &'a str,
         label: Option<&'a str>,
         app: bool,
+        steps: Option<UnboundedSender<StepInfo>>,
     ) -> Answer<'a, CheckpointDone>;
     /// Recovery points of a group at the embedded replica.
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList>;

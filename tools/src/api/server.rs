@@ -1,13 +1,16 @@
 //! Routes of the API and of the metrics port.
 
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use std::convert::Infallible;
 use std::sync::Arc;
+use tokio::sync::mpsc;
 
-use super::types::{CheckpointRequest, ExportRequest, Failure, StatusReport};
+use super::types::{CheckpointLine, CheckpointRequest, ExportRequest, Failure, StatusReport};
 use super::{ApiError, Control};
 use crate::cli::values::{GroupName, Label, Point};
 
@@ -89,10 +92,51 @@ async fn checkpoint(
             .parse::<Label>()
             .map_err(|e| ApiError::Invalid(format!("label: {e}")))?;
     }
+    if request.steps {
+        return checkpoint_with_steps(control, group, request).await;
+    }
     let done = control
-        .checkpoint(&group, request.label.as_deref(), request.app)
+        .checkpoint(&group, request.label.as_deref(), request.app, None)
         .await?;
     Ok(Json(done).into_response())
+}
+
+/// A line for each step as it happens. What is refused at once is refused as without steps.
+async fn checkpoint_with_steps(
+    control: Shared,
+    group: String,
+    request: CheckpointRequest,
+) -> Result<Response, ApiError> {
+    let (stepped, mut steps) = mpsc::unbounded_channel();
+    let (lines, mut to_send) = mpsc::unbounded_channel();
+    // It goes on although nobody listens any more, as the checkpoint itself does.
+    tokio::spawn(async move {
+        let label = request.label.as_deref();
+        let mut done = control.checkpoint(&group, label, request.app, Some(stepped));
+        let result = loop {
+            tokio::select! {
+                biased;
+                Some(step) = steps.recv() => drop(lines.send(Ok(CheckpointLine::Step(step)))),
+                result = &mut done => break result,
+            }
+        };
+        lines.send(result.map(CheckpointLine::Done)).ok();
+    });
+    let first = to_send.recv().await.transpose()?;
+    let rest = futures::stream::unfold((first, to_send), async |(line, mut to_send)| {
+        let line = match line {
+            Some(line) => line,
+            None => match to_send.recv().await? {
+                Ok(line) => line,
+                Err(error) => CheckpointLine::Failed(error.to_string()),
+            },
+        };
+        let mut bytes = serde_json::to_vec(&line).ok()?;
+        bytes.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(bytes)), (None, to_send)))
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(rest)).into_response())
 }
 
 async fn points(

@@ -33,7 +33,13 @@ impl Control for Scripted {
         group: &'a str,
         label: Option<&'a str>,
         app: bool,
+        steps: Option<UnboundedSender<StepInfo>>,
     ) -> Answer<'a, CheckpointDone> {
+        for at_us in [1, 2] {
+            let what = "seen".to_owned();
+            let told = steps.as_ref().map(|all| all.send(StepInfo { at_us, what }));
+            assert!(told.is_none_or(|sent| sent.is_ok()));
+        }
         let done = CheckpointDone {
             lsn: 7,
             label: label.map(str::to_owned),
@@ -82,7 +88,10 @@ async fn questions_reach_the_daemon_and_answers_come_back() {
         .await
         .expect("done");
     assert_eq!((done.lsn, done.label.as_deref()), (7, Some("before")));
-    client.app_checkpoint("vm1", None).await.expect("done");
+    let mut steps = Vec::new();
+    let done = client.app_checkpoint("vm1", None, |step| steps.push(step.at_us));
+    assert_eq!(done.await.expect("done").lsn, 7);
+    assert_eq!(steps, [1, 2]);
     client.points("vm1").await.expect("points");
     client.export("vm1", "-90s").await.expect("export");
     assert!(client.exports().await.expect("exports").is_empty());
@@ -111,6 +120,10 @@ async fn refusals_say_why() {
             client.checkpoint("vm1", Some("../x")).await.map(drop),
             "label: ",
         ),
+        (
+            client.app_checkpoint("vm2", None, |_| ()).await.map(drop),
+            "'vm2' is not known",
+        ),
         (client.points("%2e%2e").await.map(drop), "group name: "),
         (
             client.export("a/b", "latest").await.map(drop),
@@ -125,7 +138,10 @@ async fn refusals_say_why() {
         assert!(matches!(&error, ClientError::Refused(_)), "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
-    assert_eq!(*scripted.asked.lock().expect("no panic"), ["status"]);
+    assert_eq!(
+        *scripted.asked.lock().expect("no panic"),
+        ["status", "checkpoint None app"]
+    );
 }
 
 #[tokio::test]

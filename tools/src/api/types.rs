@@ -202,6 +202,22 @@ pub struct CheckpointRequest {
     /// Freeze the guest for it.
     #[serde(default)]
     pub app: bool,
+    /// Answer with a line of JSON for each step as it happens, then one with the result:
+    /// [`CheckpointLine`]. Else with the result alone.
+    #[serde(default)]
+    pub steps: bool,
+}
+
+/// A line of the answer to a [`CheckpointRequest`] that asks for the steps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointLine {
+    /// It happened just now.
+    Step(StepInfo),
+    /// The result; nothing follows.
+    Done(CheckpointDone),
+    /// It failed; nothing follows.
+    Failed(String),
 }
 
 /// `GET /v1/groups/GROUP/points`

@@ -13,6 +13,7 @@ use afterimage_proxy::checkpoint::watchdog;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -234,7 +235,8 @@ impl Host for DryHost {
 
     fn arm_watchdog(&self) -> Step<()> {
         let freezer = self.freezer.clone();
-        Box::pin(async move { freezer.arm().await })
+        // Whoever reads our standard error waits for its end, not for the watchdog's.
+        Box::pin(async move { freezer.arm(Stdio::null).await })
     }
 
     fn mark(&self) -> Step<Lsn> {

@@ -1,7 +1,7 @@
 //! Commands that ask the daemon one thing and print its answer: `checkpoint`, `detach`.
 
 use crate::api::client::Client;
-use crate::api::types::NoPoint;
+use crate::api::types::{NoPoint, StepInfo};
 use crate::cli::output::{Output, local_time};
 
 /// `afterimage checkpoint`.
@@ -15,16 +15,20 @@ pub async fn checkpoint(
     app: bool,
     output: Output,
 ) -> anyhow::Result<()> {
+    let mut told = 0;
     let done = if app {
-        client.app_checkpoint(group, label).await?
+        let step = |step: &StepInfo| {
+            told += 1;
+            output.note(&step_text(step));
+        };
+        client.app_checkpoint(group, label, step).await?
     } else {
         client.checkpoint(group, label).await?
     };
     output.result(&done, |done| {
-        let steps = done.steps.iter();
-        let steps: String = steps
-            .map(|step| format!("{:>10.3} ms  {}\n", step.at_us as f64 / 1e3, step.what))
-            .collect();
+        // Those that were told as they happened stand there already.
+        let steps = done.steps.iter().skip(told);
+        let steps: String = steps.map(|step| step_text(step) + "\n").collect();
         let label = done.label.as_deref().map(|l| format!(" '{l}'"));
         let mut text = format!(
             "{steps}checkpoint{} of {} at lsn:{}, {} ({}-consistent)",
@@ -44,6 +48,10 @@ pub async fn checkpoint(
         anyhow::bail!("the point is crash-consistent only: {why}");
     }
     Ok(())
+}
+
+fn step_text(step: &StepInfo) -> String {
+    format!("{:>10.3} ms  {}", step.at_us as f64 / 1e3, step.what)
 }
 
 /// Why a checkpoint cannot be restored from a target, for people.

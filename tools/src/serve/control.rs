@@ -9,6 +9,7 @@ use afterimage_replica::points::resolve;
 use afterimage_replica::receive::Receiver;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::exports::Served;
 use super::group::{self, CheckpointError};
@@ -16,7 +17,7 @@ use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
 use crate::api::types::{
-    CheckpointDone, Detached, ExportInfo, PointList, ReceivedStatus, StatusReport,
+    CheckpointDone, Detached, ExportInfo, PointList, ReceivedStatus, StatusReport, StepInfo,
 };
 use crate::api::{Answer, ApiError, Control};
 use crate::cli::values::Point;
@@ -283,12 +284,13 @@ impl Control for Daemon {
         group: &'a str,
         label: Option<&'a str>,
         app: bool,
+        steps: Option<UnboundedSender<StepInfo>>,
     ) -> Answer<'a, CheckpointDone> {
         Box::pin(async move {
             let running = self.running(group)?;
             let trigger = CheckpointTrigger::Request;
             let done = if app {
-                running.app_checkpoint(label, trigger).await
+                running.app_checkpoint(label, trigger, steps).await
             } else {
                 running.checkpoint(label, trigger).await
             };

@@ -188,6 +188,7 @@ pub struct Running {
     /// Recovery's words.
     pub report: RecoveryReport,
     schedule: watch::Sender<Option<Schedule>>,
+    app_schedule: watch::Sender<Option<Schedule>>,
     notes: Mutex<Notes>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -222,6 +223,7 @@ pub async fn start(
         guest_state: config.guest_state.clone(),
         report,
         schedule: watch::Sender::new(None),
+        app_schedule: watch::Sender::new(None),
         notes: Mutex::new(Notes {
             guest: GuestNotes::new(!group.guest.is_empty()),
             verify_due: report
@@ -448,15 +450,23 @@ impl Running {
         }
     }
 
-    /// From now on checkpoints are taken as this schedule says.
-    pub fn set_schedule(&self, schedule: Option<Schedule>) {
-        self.schedule.send_replace(schedule);
+    /// From now on checkpoints are taken as these schedules say: crash-consistent ones, and
+    /// application-consistent ones.
+    pub fn set_schedules(&self, plain: Option<Schedule>, app: Option<Schedule>) {
+        self.schedule.send_replace(plain);
+        self.app_schedule.send_replace(app);
     }
 
-    /// Whoever is to keep the schedule.
+    /// Whoever is to keep the schedule of crash-consistent checkpoints.
     #[must_use]
     pub fn schedule(&self) -> watch::Receiver<Option<Schedule>> {
         self.schedule.subscribe()
+    }
+
+    /// Whoever is to keep the other one.
+    #[must_use]
+    pub fn app_schedule(&self) -> watch::Receiver<Option<Schedule>> {
+        self.app_schedule.subscribe()
     }
 
     /// Everything into the backings, connections closed, files closed and unlocked. Whether it was

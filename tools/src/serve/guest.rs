@@ -12,13 +12,15 @@ use afterimage_format::op::Op;
 use afterimage_proxy::checkpoint::intent::IntentFolder;
 use afterimage_proxy::checkpoint::run::{Host, Step, run};
 use afterimage_proxy::checkpoint::schedule::{Schedule, runs_to_skip};
-use afterimage_proxy::checkpoint::sequence::{Reason, Report};
+use afterimage_proxy::checkpoint::sequence::{self, Reason, Report};
 use afterimage_proxy::checkpoint::watchdog;
 use afterimage_proxy::engine::event::EventRecord;
 use afterimage_proxy::worker::GroupHandle;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::{oneshot, watch};
 
 use super::group::{CheckpointError, Running};
 use super::open::wall_ns;
@@ -178,6 +180,8 @@ struct GroupHost {
     body: CheckpointBody,
     wall_ns: Mutex<u64>,
     no_point_at: Vec<NoPoint>,
+    /// Whoever wants to see the steps as they happen.
+    steps: Option<UnboundedSender<StepInfo>>,
     result: Mutex<Option<oneshot::Sender<CheckpointDone>>>,
 }
 
@@ -205,7 +209,7 @@ impl Host for GroupHost {
 
     fn arm_watchdog(&self) -> Step<()> {
         let freezer = self.freezer.clone();
-        Box::pin(async move { freezer.arm().await })
+        Box::pin(async move { freezer.arm(Stdio::inherit).await })
     }
 
     fn mark(&self) -> Step<Lsn> {
@@ -226,6 +230,13 @@ impl Host for GroupHost {
     fn remove_intent(&self) {
         self.freezer.release();
         self.running.notes().guest.maybe_frozen = false;
+    }
+
+    fn stepped(&self, step: &sequence::Step) {
+        if let Some(steps) = &self.steps {
+            // Nobody may look any more.
+            steps.send(step_info(step)).ok();
+        }
     }
 
     fn settled(&self, report: Report) {
@@ -278,15 +289,15 @@ impl GroupHost {
                 reason: (!report.confirmed).then(|| reason.unwrap_or_else(unstored)),
             }),
             no_point_at: self.no_point_at.clone(),
-            steps: report
-                .steps
-                .iter()
-                .map(|step| StepInfo {
-                    at_us: step.at.as_micros() as u64,
-                    what: step.what.clone(),
-                })
-                .collect(),
+            steps: report.steps.iter().map(step_info).collect(),
         }
+    }
+}
+
+fn step_info(step: &sequence::Step) -> StepInfo {
+    StepInfo {
+        at_us: step.at.as_micros() as u64,
+        what: step.what.clone(),
     }
 }
 
@@ -301,6 +312,7 @@ impl Running {
         self: &Arc<Self>,
         label: Option<&str>,
         trigger: CheckpointTrigger,
+        steps: Option<UnboundedSender<StepInfo>>,
     ) -> Result<CheckpointDone, CheckpointError> {
         if self.config.guest.is_empty() {
             return Err(CheckpointError::NoGuest);
@@ -334,6 +346,7 @@ impl Running {
             },
             wall_ns: Mutex::new(wall_ns()),
             no_point_at: report::no_point_at(self).await,
+            steps,
             result: Mutex::new(Some(result)),
         };
         self.notes().guest.maybe_frozen = true;
@@ -343,16 +356,30 @@ impl Running {
     }
 
     /// Takes application-consistent checkpoints as the schedule says, until the group ends; less
-    /// often while the guest cannot be frozen.
-    pub async fn keep_app_schedule(self: Arc<Self>, schedule: Schedule) {
+    /// often while the guest cannot be frozen. A schedule that comes later replaces the one before.
+    pub async fn keep_app_schedule(
+        self: Arc<Self>,
+        mut schedule: watch::Receiver<Option<Schedule>>,
+    ) {
         let mut skip = 0;
-        while let Some(wait) = schedule.wait_from(&jiff::Zoned::now()) {
-            tokio::time::sleep(wait).await;
+        loop {
+            let due = schedule.borrow_and_update().clone();
+            let wait = due.and_then(|due| due.wait_from(&jiff::Zoned::now()));
+            let sleep = tokio::time::sleep(wait.unwrap_or_default());
+            tokio::select! {
+                changed = schedule.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
+                () = sleep, if wait.is_some() => {}
+            }
             if skip > 0 {
                 skip -= 1;
                 continue;
             }
-            let taken = self.app_checkpoint(None, CheckpointTrigger::Schedule).await;
+            let taken = self
+                .app_checkpoint(None, CheckpointTrigger::Schedule, None)
+                .await;
             if let Err(error) = taken {
                 tracing::warn!(group = %self.config.name, %error, "an application-consistent checkpoint was left out");
             }

@@ -216,11 +216,10 @@ async fn start_group(
     targets::ship(&mut running, sinks);
     let running = Arc::new(running);
     running.spawn(Arc::clone(&running).watch_events());
-    running.set_schedule(targets::schedule(&running, group)?);
+    let plain = targets::schedule(&running, group)?;
+    running.set_schedules(plain, targets::app_schedule(&running, group)?);
     running.spawn(Arc::clone(&running).keep_schedule(running.schedule()));
-    if let Some(schedule) = targets::app_schedule(&running)? {
-        running.spawn(Arc::clone(&running).keep_app_schedule(schedule));
-    }
+    running.spawn(Arc::clone(&running).keep_app_schedule(running.app_schedule()));
     Ok(running)
 }
 

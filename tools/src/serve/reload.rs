@@ -7,11 +7,13 @@
 
 use std::sync::Arc;
 
+use toml::Spanned;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::{EnvFilter, reload};
 
 use super::group::Running;
 use super::targets;
+use crate::config::units::Interval;
 use crate::config::{Config, GroupConfig};
 
 /// Environment variable that goes before `log_level`.
@@ -121,9 +123,10 @@ fn apply(running: &Running, known: &mut GroupConfig, read: &GroupConfig) -> Vec<
         ));
     }
     if schedule_text(known) != schedule_text(read) {
-        match targets::schedule(running, read) {
-            Ok(schedule) => {
-                running.set_schedule(schedule);
+        let plain = targets::schedule(running, read);
+        match plain.and_then(|plain| Ok((plain, targets::app_schedule(running, read)?))) {
+            Ok((plain, app)) => {
+                running.set_schedules(plain, app);
                 applied.push(format!(
                     "group '{name}' takes checkpoints {}",
                     schedule_text(read)
@@ -143,14 +146,21 @@ fn take_live(known: &mut GroupConfig, read: &GroupConfig) {
     known.checkpoint.clone_from(&read.checkpoint);
 }
 
-/// A schedule in words, the same for the same schedule.
+/// A group's schedules in words, the same for the same schedules.
 fn schedule_text(group: &GroupConfig) -> String {
-    let schedule = group.checkpoint.as_ref();
-    match schedule.map(|schedule| (&schedule.every, &schedule.cron)) {
-        Some((Some(every), _)) => format!("every {:?}", every.0),
-        Some((None, Some(cron))) => format!("at cron times \"{}\"", cron.get_ref()),
-        Some((None, None)) | None => "on demand only".to_owned(),
-    }
+    let one = |every: Option<&Interval>, cron: Option<&Spanned<String>>| match (every, cron) {
+        (Some(every), _) => format!("every {:?}", every.0),
+        (None, Some(cron)) => format!("at cron times \"{}\"", cron.get_ref()),
+        (None, None) => "on demand only".to_owned(),
+    };
+    let wanted = group.checkpoint.as_ref();
+    let plain = wanted.map_or((None, None), |w| (w.every.as_ref(), w.cron.as_ref()));
+    let app = wanted.and_then(|wanted| wanted.app.as_ref());
+    let plain = one(plain.0, plain.1);
+    app.map_or(plain.clone(), |app| {
+        let app = one(app.every.as_ref(), app.cron.as_ref());
+        format!("{plain}, application-consistent ones {app}")
+    })
 }
 
 /// Each difference and what makes it live.
@@ -250,6 +260,17 @@ mod tests {
             "name = \"a\"\nship_interval = \"2s\"\npass_rate = \"1MiB\"\ncheckpoint = { cron = \"0 * * * *\" }",
         ));
         assert_eq!(differences(&old, &tuned).len(), 1);
+        let app = |hours: u32| {
+            let every = format!("every = \"1h\", app = {{ every = \"{hours}h\" }}");
+            let guest = "\n[[group.guest]]\nqga = \"/a.sock\"\n";
+            config(
+                &(group.replace(
+                    "name = \"a\"",
+                    &format!("name = \"a\"\ncheckpoint = {{ {every} }}"),
+                ) + guest),
+            )
+        };
+        assert_eq!(differences(&app(4), &app(5)).len(), 1);
         let mut applied = old.clone();
         take_live(&mut applied.groups[0], &tuned.groups[0]);
         assert!(

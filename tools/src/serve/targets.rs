@@ -177,8 +177,11 @@ pub(super) fn schedule(
 ///
 /// # Errors
 /// It cannot be one.
-pub(super) fn app_schedule(group: &Running) -> Result<Option<Schedule>, TargetError> {
-    let wanted = group.config.checkpoint.as_ref();
+pub(super) fn app_schedule(
+    group: &Running,
+    config: &GroupConfig,
+) -> Result<Option<Schedule>, TargetError> {
+    let wanted = config.checkpoint.as_ref();
     let Some(app) = wanted.and_then(|wanted| wanted.app.as_ref()) else {
         return Ok(None);
     };

@@ -272,6 +272,12 @@ impl Sequence {
         agents.chain(self.deadline).min()
     }
 
+    /// What has happened so far, for people.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
     /// What became of it. Complete once [`Action::Settled`] came.
     #[must_use]
     pub fn report(&self) -> Report {

@@ -1,10 +1,13 @@
-"""A guest's agent on a unix socket, and the guest behind it: frozen or not, and for how long.
+"""A guest's agent on a unix socket: one that is made up, or a real one behind a relay.
 
 Works as QEMU's does behind its chardev: one client at a time, requests in order. What
 was received is executed although the client has gone. `hook(command, when)` is called
-"before" a command is executed and "after" it, before its answer is sent.
+"before" a command is executed and "after" it, before its answer is sent. `frozen_max` is the longest
+time from a freeze that was asked to the answer to the thaw.
 """
 
+import collections
+import contextlib
 import json
 import socket
 import threading
@@ -76,3 +79,70 @@ class FakeGuest:
             answer["id"] = request["id"]
         self.hook(command, "after")
         return prefix + json.dumps(answer).encode() + b"\n"
+
+
+class Relay:
+    """Stands before a real agent's socket and sees every command and answer. One client at a time, as
+    QEMU does it; what the client has sent reaches the agent although the client has gone."""
+
+    def __init__(self, path, agent_path):
+        self.agent_path = str(agent_path)
+        self.hook = lambda command, when: None
+        self.frozen_since = self.thaw_asked = None
+        self.frozen_max = 0.0
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(8)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def close(self):
+        """No further clients."""
+        self.listener.close()
+
+    def _serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            agent = socket.socket(socket.AF_UNIX)
+            agent.connect(self.agent_path)
+            asked = collections.deque()
+            answers = threading.Thread(target=self._answers, args=(client, agent, asked), daemon=True)
+            answers.start()
+            with client, agent:
+                try:
+                    for line in client.makefile("rb"):
+                        command = json.loads(line.lstrip(b"\xff"))["execute"].removeprefix("guest-")
+                        self.hook(command, "before")
+                        if command.startswith("fsfreeze-freeze") and self.frozen_since is None:
+                            self.frozen_since = time.monotonic()
+                        if command == "fsfreeze-thaw":
+                            self.thaw_asked = time.monotonic()
+                        asked.append(command)
+                        agent.sendall(line)
+                except OSError:
+                    pass
+                with contextlib.suppress(OSError):
+                    agent.shutdown(socket.SHUT_RDWR)
+                answers.join()
+
+    def _answers(self, client, agent, asked):
+        try:
+            for line in agent.makefile("rb"):
+                answer = json.loads(line.lstrip(b"\xff"))
+                # An answer to somebody who has gone may come before the one to our sync.
+                delimited, command = line.startswith(b"\xff"), ""
+                while asked and (delimited or asked[0] != "sync-delimited"):
+                    command = asked.popleft()
+                    if not delimited or command == "sync-delimited":
+                        break
+                thawed = command == "fsfreeze-thaw" and "return" in answer
+                if self.frozen_since and (thawed or answer.get("return") == "thawed"):
+                    self.frozen_max = max(self.frozen_max, time.monotonic() - self.frozen_since)
+                    self.frozen_since = None
+                self.hook(command, "after")
+                client.sendall(line)
+        except OSError:
+            pass

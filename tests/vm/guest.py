@@ -13,13 +13,14 @@ import random
 import socket
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlparse
 
 from harness.process import CheckFailed, Child, run, say, wait_until
 from vm.image import guest_image
 
 BOOT_PATIENCE_SECONDS = 300.0
 COMMAND_PATIENCE_SECONDS = 300.0
-KERNEL_COMMAND_LINE = "root=LABEL=root rw console=ttyS0 loglevel=4 panic=-1 mitigations=off net.ifnames=0"
+KERNEL_COMMAND_LINE = "rw console=ttyS0 loglevel=4 panic=-1 mitigations=off net.ifnames=0"
 
 
 class _JsonSocket:
@@ -56,9 +57,10 @@ class Result:
 
 
 class Guest:
-    """One guest. `root` are QEMU arguments that define a block node named `root`."""
+    """One guest. `root` are QEMU arguments that define a block node named `root`; `root_device` is
+    what the kernel takes for it, to be named where several disks carry the same label."""
 
-    def __init__(self, work, name, root, *, more=(), memory_mib=1024, incoming=None):
+    def __init__(self, work, name, root, *, more=(), memory_mib=1024, incoming=None, root_device="LABEL=root"):
         self.work, self.name = Path(work), name
         self.image = guest_image()
         self.qmp_path = self.work / f"{name}.qmp"
@@ -69,7 +71,8 @@ class Guest:
         command = [
             "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2",
             "-m", str(memory_mib), "-nodefaults", "-no-user-config", "-display", "none",
-            "-kernel", self.image.kernel, "-initrd", self.image.initrd, "-append", KERNEL_COMMAND_LINE,
+            "-kernel", self.image.kernel, "-initrd", self.image.initrd,
+            "-append", f"root={root_device} {KERNEL_COMMAND_LINE}",
             "-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
             "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
@@ -222,13 +225,22 @@ def nbd_root(socket_path, export, *, reconnect_seconds=300, read_only=False):
     )]
 
 
-def nbd_root_overlay(socket_path, export, overlay):
+def nbd_root_overlay(socket_path, export, overlay, node="root"):
     """QEMU arguments for a writable qcow2 overlay over a read-only NBD export."""
     return [
-        "-blockdev", f"driver=nbd,node-name=base,server.type=unix,server.path={socket_path},"
+        "-blockdev", f"driver=nbd,node-name={node}-base,server.type=unix,server.path={socket_path},"
                      f"export={export},read-only=on,open-timeout=60",
-        "-blockdev", f"driver=qcow2,node-name=root,file.driver=file,file.filename={overlay},backing=base",
+        "-blockdev", f"driver=qcow2,node-name={node},file.driver=file,file.filename={overlay},backing={node}-base",
     ]
+
+
+def point_overlay(folder, uri, node):
+    """QEMU arguments for an overlay, made in `folder`, over what `export` said of a point's disk."""
+    parts = urlparse(uri)
+    overlay = Path(folder) / f"{node}.qcow2"
+    size = json.loads(run("qemu-img", "info", "--output=json", uri).stdout)["virtual-size"]
+    run("qemu-img", "create", "-q", "-f", "qcow2", overlay, size)
+    return nbd_root_overlay(parse_qs(parts.query)["socket"][0], parts.path.lstrip("/"), overlay, node)
 
 
 def copy_root(destination):

@@ -187,12 +187,13 @@ class Afterimage:
         wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
         return self
 
-    def start_refused(self):
-        """Start a server that must refuse; returns what it printed. Exit code 1 or 2."""
+    def start_refused(self, code=1):
+        """Start a server that must refuse with that exit code; returns what this start printed."""
+        before = len(self.child.log()) if self.child is not None else 0
         self.spawn()
-        code = self.child.wait(READY_PATIENCE_SECONDS)
-        expect(code in (1, 2), f"serve was to refuse with 1 or 2, it ended with {code}:\n{self.child.log_tail()}")
-        return self.child.log()
+        seen = self.child.wait(READY_PATIENCE_SECONDS)
+        expect(seen == code, f"serve was to refuse with {code}, it ended with {seen}:\n{self.child.log_tail()}")
+        return self.child.log()[before:]
 
     def kill(self):
         """SIGKILL: what was answered must survive this."""

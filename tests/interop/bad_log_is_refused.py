@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 
+from harness.by_the_docs import crc32c
 from harness.nbd_client import Connection
 from harness.process import expect, scratch
 from harness.server import Afterimage, free_port
@@ -58,11 +59,12 @@ with scratch() as folder:
     with open(server.log_path(), "r+b") as file:
         for block in (0, 4096):  # both superblocks
             file.seek(block)
-            head = file.read(4096)
-            version = head[8:10]
-            file.seek(block + 8)
-            file.write((int.from_bytes(version, "little") + 1).to_bytes(2, "little"))
-    refused(server, "newer version")
+            head = bytearray(file.read(4096))
+            head[8:10] = (int.from_bytes(head[8:10], "little") + 1).to_bytes(2, "little")
+            head[4092:] = crc32c(head[:4092]).to_bytes(4, "little")
+            file.seek(block)
+            file.write(head)
+    refused(server, "newer version", "superblock layout version 2")
 
     server = written(folder, "superblocks", lines)
     with open(server.log_path(), "r+b") as file:
@@ -71,7 +73,7 @@ with scratch() as folder:
             byte = file.read(1)[0]
             file.seek(block + 300)
             file.write(bytes([byte ^ 1]))
-    refused(server, "both superblocks damaged")
+    refused(server, "both superblocks damaged", "checksum is")
 
     # One damaged superblock is no reason to refuse.
     server = written(folder, "one-superblock", lines)
@@ -96,4 +98,4 @@ with scratch() as folder:
     # Something that is no log at all is not overwritten.
     server = Afterimage(folder, name="text")
     server.log_path().write_text("my diary\n" * 10000)
-    refused(server, "no log")
+    refused(server, "no log", "magic missing")

@@ -17,9 +17,10 @@ def killed(folder, name):
 
 with scratch() as folder:
     server = killed(folder, "missing")
-    server.ring_path().unlink()
+    ring = server.ring_path()
+    ring.unlink()
     said = server.start_refused()
-    expect(str(server.ring_dir) in said or "ring" in said, f"the ring is named:\n{said}")
+    expect(f"{ring}: the ring" in said, f"the ring is named:\n{said}")
     expect("--accept-ring-loss" in said, f"the way out is named:\n{said}")
     server.cli("recover", "vm1", "--to-plain", ok=1)
     server.cli("recover", "vm1", "--to-plain", "--accept-ring-loss")
@@ -29,13 +30,13 @@ with scratch() as folder:
     with open(server.ring_path(), "r+b") as file:
         file.write(b"\0" * 64)
     said = server.start_refused()
-    expect("ring" in said, f"the ring is named:\n{said}")
+    expect(f"{server.ring_path()}: the ring is missing (no ring header here" in said, f"what is wrong is said:\n{said}")
     server.close()
 
     # The ring of another group in its place.
     server, other = killed(folder, "one"), killed(folder, "two")
     server.ring_path().write_bytes(other.ring_path().read_bytes())
     said = server.start_refused()
-    expect("ring" in said, f"the ring is named:\n{said}")
+    expect(f"{server.ring_path()}: the ring" in said, f"the ring is named:\n{said}")
     other.close()
     server.close()

@@ -21,4 +21,4 @@ with scratch() as folder, Afterimage(folder, groups={"vm1": {"vda": SIZE}}) as s
         file.write(b"edited by somebody")
     said = server.start_refused()
     expect(str(server.backing()) in said, f"the refusal names the backing:\n{said}")
-    expect("verify" in said or "changed" in said, f"the refusal says why:\n{said}")
+    expect("(the disk was detached) and must not be replayed" in said, f"the refusal says why:\n{said}")

@@ -1,11 +1,12 @@
 """No space for a log, in a sparse backing's file system, in the repository: a clear state, nothing lost."""
 
+import errno
 import subprocess
 from contextlib import contextmanager
 
 from harness.model import Disk, same_content
 from harness.nbd_client import Connection
-from harness.process import expect, run, scratch, wait_until
+from harness.process import expect, expect_equal, run, scratch, wait_until
 from harness.server import Afterimage
 
 
@@ -66,18 +67,16 @@ with scratch() as folder:
     with small_file_system(folder / "backing-site", "96m"):
         server = Afterimage(folder, name="backing-site", groups={"vm1": {"vda": "64MiB"}}, log="48MiB", to=[],
                             ring="8MiB", replica=False)
-        with server, Connection(server.socket, patience_seconds=20).open_export("vm1/vda") as client:
-            answered = 0
-            try:
-                while answered < 64:
-                    if client.call(1, answered << 20, 1 << 20, bytes([answered + 1]) * (1 << 20)) != 0:
-                        break
-                    answered += 1
-            except TimeoutError:
-                pass  # Held back while it retries: as good as an error.
+        with server, Connection(server.socket, patience_seconds=120).open_export("vm1/vda") as client:
+            answered, error = 0, 0
+            while answered < 64 and not error:
+                error = client.call(1, answered << 20, 1 << 20, bytes([answered + 1]) * (1 << 20))
+                answered += not error
             expect(answered >= 8, f"writes up to the limit were answered, {answered} MiB")
-            expect(answered < 64, "the file system's limit was felt")
-            print(f"backing full after {answered} MiB: {server.group_status()['state']}")
+            expect_equal(error, errno.ENOSPC, "what the client gets when the log has no room left")
+            seen = server.group_status()
+            expect_equal(seen["state"], "degraded", "the group's state")
+            expect("the backing of disk" in seen["reason"] and "No space left" in seen["reason"], f"why: {seen['reason']}")
             with Connection(server.socket).open_export("vm1/vda") as reader:
                 for number in range(answered):
                     expect(reader.read(number << 20, 4096) == bytes([number + 1]) * 4096, f"MiB {number} is there")

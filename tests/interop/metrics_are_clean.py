@@ -4,23 +4,39 @@ import urllib.error
 import urllib.request
 
 from harness.nbd_client import Connection
-from harness.process import expect, expect_equal, run, scratch
+from harness.process import expect, expect_equal, run, scratch, wait_until
 from harness.server import Afterimage
+from harness.sites import Certificates
 
 NAMES = """build_info group_state recoverable_timestamp_seconds replication_backlog_bytes log_size_bytes
 log_unshipped_bytes log_undestaged_bytes ring_used_bytes ring_size_bytes write_stall_seconds_total
 nbd_request_duration_seconds nbd_connections log_sync_duration_seconds shipped_bytes_total
-segment_payload_bytes_total checkpoints_total last_checkpoint_timestamp_seconds""".split()
+segment_payload_bytes_total checkpoints_total last_checkpoint_timestamp_seconds freeze_window_seconds
+pass_remaining_bytes history_gap_seconds_total oldest_point_timestamp_seconds last_verified_timestamp_seconds
+certificate_expiry_timestamp_seconds""".split()
+GUEST = '[[group.guest]]\nfreeze = ["/bin/true"]\nthaw = ["/bin/true"]'
 
-with scratch() as folder, Afterimage(folder) as server:
+
+def scraped(server):
+    """What /metrics says."""
+    return urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=30).read().decode()
+
+
+with scratch() as folder:
+    certificates = Certificates(folder / "ca")
+    tls = f"[ship]\ntls = {certificates.client_table(certificates.client('vm1'))}"
+    server = Afterimage(folder, group_lines=GUEST, lines=tls)
+    server.start()
     with Connection(server.socket).open_export("vm1/vda") as client:
         client.write(0, b"x" * 65536)
         client.flush()
         client.read(0, 4096)
         server.checkpoint("one")
         server.wait_shipped()
-        base = f"http://127.0.0.1:{server.metrics_port}"
-        text = urllib.request.urlopen(f"{base}/metrics", timeout=30).read().decode()
+        server.cli("verify", "vm1")
+        wait_until(lambda: "\nafterimage_last_verified_timestamp_seconds" in scraped(server), "the result of the check")
+        text = scraped(server)
+    base = f"http://127.0.0.1:{server.metrics_port}"
     checked = run("promtool", "check", "metrics", input=text)
     expect_equal((checked.stdout + checked.stderr).strip(), "", "promtool's remarks")
     expect_equal([name for name in NAMES if f"\nafterimage_{name}" not in f"\n{text}"], [], "names that are missing")
@@ -34,3 +50,4 @@ with scratch() as folder, Afterimage(folder) as server:
             expect(False, f"{path} is answered over TCP")
     mode = (server.folder / "api.sock").stat().st_mode & 0o777
     expect_equal(oct(mode), oct(0o600), "mode of the API's socket")
+    server.close()

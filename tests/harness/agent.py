@@ -17,13 +17,14 @@ MOUNTS = ["/", "/srv"]
 
 
 class FakeGuest:
-    """Serves in a thread until it is closed."""
+    """Serves in a thread until it is closed. `refuses` is what it says instead of freezing."""
 
     def __init__(self, path):
         self.hook = lambda command, when: None
         self.frozen_since = None
         self.frozen_max = 0.0
         self.commands = []
+        self.refuses = None
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(8)
@@ -60,6 +61,8 @@ class FakeGuest:
             answer["return"] = "frozen" if self.frozen_since else "thawed"
         elif command == "get-fsinfo":
             answer["return"] = [{"mountpoint": mount, "type": "ext4", "disk": []} for mount in MOUNTS]
+        elif command == "fsfreeze-freeze" and self.refuses:
+            answer = {"error": {"class": "GenericError", "desc": self.refuses}}
         elif command == "fsfreeze-freeze":
             self.frozen_since = time.monotonic()
             answer["return"] = len(MOUNTS)

@@ -52,8 +52,10 @@ pub struct GuestNotes {
     pub failures_in_a_row: u32,
     /// Why, the last time.
     pub last_reason: Option<String>,
-    /// A run whose result is known has not ended: a guest may be frozen.
+    /// A run has not ended: a guest may be frozen.
     pub maybe_frozen: bool,
+    /// Its result is not known yet: all goes its way.
+    pub under_way: bool,
     /// Last one that was confirmed.
     pub last: Option<CheckpointDone>,
     window: Samples<{ WINDOW_BOUNDS.len() }>,
@@ -126,7 +128,7 @@ impl GuestNotes {
     #[must_use]
     pub fn alarm(&self) -> Option<String> {
         let last = self.last_reason.as_deref().unwrap_or_default();
-        if self.maybe_frozen {
+        if self.maybe_frozen && !self.under_way {
             return Some(format!(
                 "the guest may be frozen, thawing it is tried again and again ({last})"
             ));
@@ -244,6 +246,7 @@ impl Host for GroupHost {
         let done = self.done(&report, wall_ns);
         {
             let mut notes = self.running.notes();
+            notes.guest.under_way = false;
             notes.guest.take(&report, &done);
             notes.last_checkpoint = Some(done.clone());
         }
@@ -349,7 +352,11 @@ impl Running {
             steps,
             result: Mutex::new(Some(result)),
         };
-        self.notes().guest.maybe_frozen = true;
+        {
+            let mut notes = self.notes();
+            notes.guest.maybe_frozen = true;
+            notes.guest.under_way = true;
+        }
         // Not one of the group's tasks: it has to see the thaw through when the group ends.
         tokio::spawn(run(sequence, providers, Arc::new(host)));
         settled.await.map_err(|_| CheckpointError::Broken)
@@ -385,5 +392,23 @@ impl Running {
             }
             skip = runs_to_skip(self.notes().guest.failures_in_a_row);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_freeze_that_goes_its_way_is_no_alarm() {
+        let mut notes = GuestNotes::new(true);
+        (notes.maybe_frozen, notes.under_way) = (true, true);
+        assert_eq!(notes.alarm(), None);
+        notes.under_way = false;
+        assert!(notes.alarm().expect("one").contains("may be frozen"));
+        notes.maybe_frozen = false;
+        notes.failures_in_a_row = ALARM_FROM;
+        notes.last_reason = Some("no".into());
+        assert!(notes.alarm().expect("one").contains("failed: no"));
     }
 }

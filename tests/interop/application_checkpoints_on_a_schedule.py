@@ -1,6 +1,7 @@
 """A schedule freezes the guest; one that refuses is asked less often, with an alarm; reload ends it.
 
 While the guest is frozen, writes are answered: to a disk of its own group and to another group's.
+With a log that is nearly full nobody is frozen.
 """
 
 import signal
@@ -10,6 +11,7 @@ from harness.agent import FakeGuest
 from harness.model import Disk
 from harness.process import expect, expect_equal, scratch, wait_until
 from harness.server import Afterimage
+from harness.sites import Certificates, primary, replica
 
 SIZE = 8 << 20
 APP = 'checkpoint = { every = "1h", app = { every = "1s" } }'
@@ -68,4 +70,22 @@ with scratch() as folder:
         own = guest.commands[asked:].count("fsfreeze-freeze")
         wait_until(lambda: "by-hand" in [point["label"] for point in server.points()["points"]], "the point")
         expect_equal((own, guest.frozen_since), (1, None), "freezes without a schedule")
+    guest.close()
+
+    # Nobody is frozen when the log is nearly full: a freeze flushes into it.
+    guest = FakeGuest(folder / "full.sock")
+    certificates = Certificates(folder / "ca")
+    with replica(folder, certificates) as dr, primary(
+        folder, certificates, dr.repository_port, groups={"vm1": {"vda": SIZE}}, log="32MiB", ring="8MiB",
+        group_lines=f'guest = [{{ qga = "{folder}/full.sock" }}]',
+    ) as server:
+        server.wait_shipped()
+        dr.stop()
+        disk = Disk(server.socket, "vm1/vda", SIZE)
+        used = lambda: (status := server.api_status()["groups"][0])["log_used_bytes"] / status["log_bytes"]
+        while used() < 0.86:
+            disk.write(0, disk.dice.randbytes(1 << 18))
+        refused = server.cli("checkpoint", "vm1", "--app", ok=False)
+        expect("the log is nearly full" in refused.stderr, refused.stderr)
+        expect("fsfreeze-freeze" not in guest.commands, f"asked: {guest.commands}")
     guest.close()

@@ -49,6 +49,20 @@ with scratch() as folder:
     expect("none.img" in refused.stderr, f"a missing disk is named: {refused.stderr}")
     expect_equal(leftovers(temporary), [], "nothing is left behind")
 
+    # As nobody, with the 64 KiB of locked memory of old systems, and with nothing of root's to write.
+    for_nobody = folder / "for-nobody"
+    for_nobody.mkdir()
+    os.chown(for_nobody, 65534, 65534)
+    folder.chmod(0o755)
+    program = folder / "afterimage"  # The build folder may be root's alone.
+    shutil.copy(binary(), program)
+    told = json.loads(run("prlimit", "--memlock=65536:65536", "setpriv", "--reuid", "65534", "--regid", "65534",
+                          "--clear-groups", program, "--json", "quickstart", cwd=for_nobody, patience_seconds=200,
+                          env={**os.environ, "TMPDIR": str(for_nobody), "HOME": str(for_nobody)}).stdout)
+    expect_equal((told["writes_lost"], told["files"] > 0, told["files"]), (0, True, told["files_identical"]),
+                 "the story as nobody")
+    expect_equal(leftovers(for_nobody), [], "nothing is left behind")
+
     # Without mke2fs a file system of our own takes its place. Only what it needs is on the path.
     tools = folder / "bin"
     tools.mkdir()

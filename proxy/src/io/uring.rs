@@ -22,12 +22,17 @@ use std::io;
 use std::mem;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 /// Entries of the submission queue, and what to fall back to where RLIMIT_MEMLOCK (to which the
 /// kernel counts rings of users without privileges) leaves no room. The completion queue has four
 /// times as many.
 const SUBMISSION_ENTRIES: [u32; 3] = [1024, 256, 64];
+/// How often, and after which pause each, memory for a ring is asked for again: what a killed
+/// process of the same user had locked counts until the kernel has taken its rings apart.
+const MEMORY_TRIES: u32 = 100;
+const MEMORY_PAUSE: Duration = Duration::from_millis(50);
 /// Lists of gathered writes kept for the next.
 const GATHERS_KEPT_MAX: usize = 256;
 
@@ -40,6 +45,12 @@ pub enum UringError {
          allow the io_uring system calls in the container's seccomp profile"
     )]
     NotPermitted(#[source] io::Error),
+    /// No room within the limit.
+    #[error(
+        "no memory for io_uring ({0}): raise the limit of locked memory (ulimit -l, or \
+         LimitMEMLOCK= in the unit), which all processes of this user share"
+    )]
+    Memory(#[source] io::Error),
     /// Anything else.
     #[error("cannot set up io_uring: {0}")]
     Setup(#[source] io::Error),
@@ -148,10 +159,11 @@ impl Uring {
     /// (6.1), cooperative task work (5.19), or neither.
     ///
     /// # Errors
-    /// Not permitted, or no memory for it.
+    /// Not permitted, or no memory for it within some seconds.
     pub fn new() -> Result<Self, UringError> {
-        let ring = build_ring().map_err(|error| match error.raw_os_error() {
+        let ring = build_ring_patiently().map_err(|error| match error.raw_os_error() {
             Some(libc::EPERM | libc::ENOSYS | libc::EACCES) => UringError::NotPermitted(error),
+            Some(libc::ENOMEM) => UringError::Memory(error),
             _ => UringError::Setup(error),
         })?;
         Ok(Self {
@@ -315,6 +327,16 @@ impl Uring {
     pub(super) fn poll_sockets(&self, completions: &mut Vec<SocketCompletion>) {
         completions.append(&mut self.core.borrow_mut().socket_ready);
     }
+}
+
+fn build_ring_patiently() -> io::Result<IoUring> {
+    for _ in 0..MEMORY_TRIES {
+        match build_ring() {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => thread::sleep(MEMORY_PAUSE),
+            other => return other,
+        }
+    }
+    build_ring()
 }
 
 fn build_ring() -> io::Result<IoUring> {

@@ -5,7 +5,7 @@ use afterimage_proxy::engine::request::{Extent, RequestError};
 use afterimage_proxy::nbd::device::Device;
 use afterimage_proxy::nbd::export::BoxFuture;
 
-use super::{Image, ImageError, LOOKUP_BLOCKS_MAX};
+use super::{Image, ImageError};
 use crate::index::Source;
 
 /// Lookups that one status request may make before it answers with what it has.
@@ -44,9 +44,9 @@ impl ImageDevice {
             if at >= end {
                 break;
             }
-            let pieces = self
-                .image
-                .pieces(self.disk, at / block, LOOKUP_BLOCKS_MAX as u64)?;
+            let pieces =
+                self.image
+                    .pieces(self.disk, at / block, end.div_ceil(block) - at / block)?;
             for piece in pieces {
                 let stop = end.min((piece.first_block + piece.block_count as u64) * block);
                 if stop <= at {

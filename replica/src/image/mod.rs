@@ -21,7 +21,7 @@ use afterimage_format::manifest::DiskEntry;
 
 use crate::group::Group;
 use crate::history::Position;
-use crate::index::{Piece, Snapshot};
+use crate::index::{Piece, Snapshot, Source};
 
 pub use cache::ChunkCache;
 pub use device::ImageDevice;
@@ -117,8 +117,9 @@ impl Image {
             .ok_or(ImageError::NoSuchDisk { disk: disk.0 })
     }
 
-    /// What is where, for at most [`LOOKUP_BLOCKS_MAX`] blocks from `first_block` on, and not
-    /// beyond the disk's last block. Reads no data.
+    /// What is where, from `first_block` on, for at most [`LOOKUP_BLOCKS_MAX`] blocks, and not
+    /// beyond the disk's last block. More blocks than that come at once where all of them read as
+    /// zero. Reads no data.
     ///
     /// # Errors
     /// No such disk.
@@ -130,7 +131,20 @@ impl Image {
     ) -> Result<Vec<Piece>, ImageError> {
         let blocks = self.size(disk)?.div_ceil(BLOCK_SIZE as u64);
         let left = blocks.saturating_sub(first_block);
-        let count = block_count.min(left).min(LOOKUP_BLOCKS_MAX as u64);
+        let count = block_count.min(left);
+        if count > LOOKUP_BLOCKS_MAX as u64 {
+            let until = self
+                .snapshot
+                .zero_until(disk, first_block, first_block + count);
+            if until - first_block > LOOKUP_BLOCKS_MAX as u64 {
+                return Ok(vec![Piece {
+                    first_block,
+                    block_count: (until - first_block) as usize,
+                    source: Source::Zero,
+                }]);
+            }
+        }
+        let count = count.min(LOOKUP_BLOCKS_MAX as u64);
         Ok(self
             .snapshot
             .lookup(disk, first_block, count as usize, self.at.lsn))

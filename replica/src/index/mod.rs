@@ -11,6 +11,7 @@
 mod extent;
 mod lookup;
 mod run;
+mod skip;
 
 use std::sync::Arc;
 
@@ -144,5 +145,11 @@ impl Snapshot {
         at: Lsn,
     ) -> Vec<Piece> {
         lookup::lookup(&self.runs, disk, first_block, block_count, at)
+    }
+
+    /// A block in `from..=to`: all blocks up to it read as zero, and it is `to` or may hold data.
+    #[must_use]
+    pub fn zero_until(&self, disk: DiskIndex, from: u64, to: u64) -> u64 {
+        skip::zero_until(&self.runs, disk, from, to)
     }
 }

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
 use futures::{StreamExt, stream};
 
-use crate::image::{Image, ImageError, LOOKUP_BLOCKS_MAX};
+use crate::image::{Image, ImageError};
 use crate::index::Source;
 use output::{Output, Unfinished};
 
@@ -163,9 +163,10 @@ async fn copy(
 ) -> Result<Unfinished, RestoreError> {
     let size = image.size(disk)?;
     let base = state.bytes_done;
-    let window = (LOOKUP_BLOCKS_MAX * BLOCK_SIZE) as u64;
-    for start in (0..size).step_by(window as usize) {
-        let mut reads = stream::iter(data_ranges(image, disk, start, size)?)
+    let mut start = 0;
+    while start < size {
+        let (ranges, end) = data_ranges(image, disk, start, size)?;
+        let mut reads = stream::iter(ranges)
             .map(|(offset, len)| async move {
                 let mut buffer = vec![0; len];
                 image
@@ -182,22 +183,26 @@ async fn copy(
             state.bytes_done = base + offset + len;
             progress(*state);
         }
-        state.bytes_done = base + (start + window).min(size);
+        state.bytes_done = base + end;
         progress(*state);
+        start = end;
     }
     output.finish().await
 }
 
-/// Ranges of one lookup's window that hold data, joined and cut to what is read at a time.
+/// Ranges of one lookup that hold data, joined and cut to what is read at a time, and the byte at
+/// which it ends.
 fn data_ranges(
     image: &Image,
     disk: DiskIndex,
     start: u64,
     size: u64,
-) -> Result<Vec<(u64, usize)>, ImageError> {
+) -> Result<(Vec<(u64, usize)>, u64), ImageError> {
     let block = BLOCK_SIZE as u64;
     let mut ranges: Vec<(u64, usize)> = Vec::new();
-    for piece in image.pieces(disk, start / block, LOOKUP_BLOCKS_MAX as u64)? {
+    let mut end = size;
+    for piece in image.pieces(disk, start / block, size.div_ceil(block) - start / block)? {
+        end = size.min((piece.first_block + piece.block_count as u64) * block);
         if !matches!(piece.source, Source::Data { .. }) {
             continue;
         }
@@ -218,5 +223,5 @@ fn data_ranges(
             from += step;
         }
     }
-    Ok(ranges)
+    Ok((ranges, end))
 }

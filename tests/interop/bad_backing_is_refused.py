@@ -22,9 +22,9 @@ with scratch() as folder:
     server = Afterimage(folder, name="empty", groups={"vm1": {"vda": 0}})
     refused(server, "empty")
 
-    server = Afterimage(folder, name="qcow2", create_backings=False)
+    server = Afterimage(folder, name="other-format", create_backings=False)
     run("qemu-img", "create", "-q", "-f", "qcow2", server.backing(), "64M")
-    refused(server, "qcow2", "qcow2")
+    refused(server, "qcow2", "like a qcow2 image", "raw = true")
 
     # QEMU holds its locks on the image: the start waits a while, then says that it is in use.
     server = Afterimage(folder, name="in-use")
@@ -54,14 +54,14 @@ with scratch() as folder:
             file.seek(1 << 20)
             file.write(b"changed behind our back")
         said = server.start_refused()
-        expect(str(server.backing()) in said, f"changed backing:\n{said}")
+        expect(f"{server.backing()}.afterimage: the backing was changed" in said, f"changed backing:\n{said}")
 
     server = Afterimage(folder, name="shrunk")
     with server:
         server.stop()
         os.truncate(server.backing(), 1 << 20)
         said = server.start_refused()
-        expect(str(server.backing()) in said, f"backing too small:\n{said}")
+        expect(str(server.backing()) in said and f"has {1 << 20} bytes" in said, f"backing too small:\n{said}")
 
     # A marker says that another log belongs to the backing.
     server = Afterimage(folder, name="claimed")
@@ -71,5 +71,6 @@ with scratch() as folder:
         for ring in server.ring_dir.iterdir():
             ring.unlink()
         said = server.start_refused()
-        expect(str(server.backing()) in said or str(server.log_path()) in said, f"claimed backing:\n{said}")
+        expect(f"{server.backing()}: the newest writes of this disk are in the log {server.log_path()}" in said,
+               f"claimed backing:\n{said}")
 

@@ -51,7 +51,7 @@ pub enum BackingError {
     /// It holds an image in another format.
     #[error(
         "backing {} begins like a {format} image: convert it to raw (qemu-img convert -O raw), or \
-         say format = \"raw\" if its raw bytes are the disk", path.display()
+         say raw = true in its [[group.disk]] if its raw bytes are the disk", path.display()
     )]
     Formatted {
         /// The backing.
@@ -135,6 +135,15 @@ impl Backing {
             source,
         };
         let found = file.len().map_err(read)?;
+        // Before the size: files of other formats have odd sizes, and that would be said instead.
+        if !options.raw
+            && let Some(format) = detect_format(&file).map_err(read)?
+        {
+            return Err(BackingError::Formatted {
+                path: path.to_owned(),
+                format,
+            });
+        }
         let size = options.size.unwrap_or(found);
         if size == 0 || !size.is_multiple_of(SECTOR_BYTES) || size > DISK_BYTES_MAX {
             return Err(BackingError::BadSize {
@@ -147,14 +156,6 @@ impl Backing {
                 path: path.to_owned(),
                 found,
                 wanted: size,
-            });
-        }
-        if !options.raw
-            && let Some(format) = detect_format(&file).map_err(read)?
-        {
-            return Err(BackingError::Formatted {
-                path: path.to_owned(),
-                format,
             });
         }
         Ok(Self { file, size })

@@ -49,8 +49,10 @@ pub fn run(config: &Config, disk: &DiskRef, output: Output) -> anyhow::Result<()
             known.join(", ")
         );
     }
-    let serves =
-        |l: &&Listener| l.groups.is_empty() || l.groups.iter().any(|g| *g.get_ref() == disk.group);
+    let serves = |l: &&Listener| {
+        let groups = l.groups.as_ref();
+        groups.is_none_or(|names| names.iter().any(|g| *g.get_ref() == disk.group))
+    };
     let Some(listener) = config.listeners.iter().find(serves) else {
         bail!("no listener in [nbd] listen serves group '{}'", disk.group);
     };

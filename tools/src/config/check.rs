@@ -105,6 +105,11 @@ pub enum Problem {
     /// A listener for a group that does not exist.
     #[error("this listener is for group '{0}', which is not configured")]
     ListenerGroup(String),
+    /// A listener for no group: whoever wrote it did not mean all of them.
+    #[error(
+        "{0} has groups = [], which lets nobody in; name its groups, or leave the key away to serve all of them"
+    )]
+    ListenerNoGroups(ListenAddress),
     /// A listener for other hosts without TLS.
     #[error(
         "{0} can be reached from other hosts without TLS; add tls = {{ cert, key, client_ca }}, or plaintext = true if the network is trusted"
@@ -496,9 +501,13 @@ fn check_listeners(
         if listeners.iter().any(|other| other.address == *address) {
             return Err((at, Problem::ListenerTwice(address.clone())));
         }
+        if listener.groups.as_ref().is_some_and(Vec::is_empty) {
+            return Err((at, Problem::ListenerNoGroups(address.clone())));
+        }
         if let Some(unknown) = listener
             .groups
             .iter()
+            .flatten()
             .find(|name| !groups.iter().any(|group| group.name == *name.get_ref()))
         {
             let name = unknown.get_ref().escape_debug().to_string();

@@ -9,6 +9,8 @@ pub mod schema;
 pub mod units;
 
 #[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
 mod tests;
 
 use afterimage_proxy::checkpoint::intent::AgentSpec;

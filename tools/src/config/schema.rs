@@ -91,8 +91,8 @@ impl Default for Nbd {
 pub struct Listener {
     /// Where.
     pub address: ListenAddress,
-    /// Only these groups; empty means all.
-    pub groups: Vec<Spanned<String>>,
+    /// Only these groups; all without the key. An empty list is refused.
+    pub groups: Option<Vec<Spanned<String>>>,
     /// TLS, for TCP.
     pub tls: Option<ServerTls>,
     /// Allows TCP to other hosts without TLS.
@@ -113,7 +113,7 @@ impl Listener {
     pub fn at(address: ListenAddress) -> Self {
         Self {
             address,
-            groups: Vec::new(),
+            groups: None,
             tls: None,
             plaintext: false,
             owner: None,
@@ -130,8 +130,7 @@ impl<'de> Deserialize<'de> for Listener {
         #[serde(deny_unknown_fields)]
         struct Table {
             address: ListenAddress,
-            #[serde(default)]
-            groups: Vec<Spanned<String>>,
+            groups: Option<Vec<Spanned<String>>>,
             tls: Option<ServerTls>,
             #[serde(default)]
             plaintext: bool,

@@ -146,6 +146,11 @@ fn what_cannot_be_is_refused() {
             "group 'vm2', which is not",
         ),
         (
+            with_group(&tcp(", plaintext = true, groups = []")),
+            2,
+            "groups = [], which lets nobody in",
+        ),
+        (
             with_group("ring_budget = \"1MiB\""),
             3,
             "more than ring_budget",

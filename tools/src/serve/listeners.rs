@@ -132,10 +132,8 @@ fn listener_config(
             source,
         })?,
     };
-    let groups = match configured.groups.as_slice() {
-        [] => None,
-        groups => Some(groups.iter().map(|group| group.get_ref().clone()).collect()),
-    };
+    let names = configured.groups.as_ref();
+    let groups = names.map(|names| names.iter().map(|name| name.get_ref().clone()).collect());
     Ok(ListenerConfig {
         groups,
         tls,

@@ -4,8 +4,10 @@ Points from before stay restorable all the time, `points` shows the gap, and poi
 after it are exact.
 """
 
+import urllib.request
+
 from harness.model import Disk, same_content
-from harness.process import expect, say, scratch, wait_until
+from harness.process import expect, expect_equal, say, scratch, wait_until
 from harness.sites import Certificates, primary, replica
 
 SIZE = 32 << 20
@@ -33,7 +35,13 @@ with scratch() as folder:
         disk.flush()
         status = site.group_status()
         expect(status["targets"][0]["gap"], f"the target's state says that there is a gap: {status}")
-        expect(status["state"] != "running" or status["reason"], f"the group says so: {status}")
+        expect_equal(status["state"], "degraded", "the group's state")
+        expect("history has a gap" in status["reason"], f"the group says why: {status}")
+        expect("history has a gap" in site.cli("status", "vm1").stdout, "status says so")
+        expect("unshipped records left the log: history has a gap" in site.child.log(), "the log line")
+        metrics = urllib.request.urlopen(f"http://127.0.0.1:{site.metrics_port}/metrics", timeout=30).read().decode()
+        gap = [line for line in metrics.splitlines() if line.startswith("afterimage_history_gap{")]
+        expect(len(gap) == 1 and gap[0].endswith(" 1"), f"the metric: {gap}")
         say("the log has overflowed and the guest went on")
 
         dr.start()

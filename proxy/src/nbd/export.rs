@@ -144,6 +144,16 @@ pub struct Peer {
     pub ack_durable: bool,
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)?;
+        match &self.identity {
+            Some(identity) => write!(f, " ({})", identity.subject()),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Peer {
     /// Whether listener and certificate allow exports of `group`.
     #[must_use]

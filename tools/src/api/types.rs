@@ -61,6 +61,9 @@ pub struct GroupStatus {
     pub gap_in_seconds: Option<u64>,
     /// Open client connections.
     pub connections: u32,
+    /// Who they are, sorted.
+    #[serde(default)]
+    pub clients: Vec<ClientStatus>,
     /// Disks.
     pub disks: Vec<DiskStatus>,
     /// Targets.
@@ -77,6 +80,15 @@ pub struct GroupStatus {
     /// Something about the guest's freezes that an administrator has to look at.
     #[serde(default)]
     pub guest_alarm: Option<String>,
+}
+
+/// One open connection of a client.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Name of the disk within the group.
+    pub disk: String,
+    /// The process and user, or the address and what the certificate says.
+    pub peer: String,
 }
 
 /// One disk.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::simple::no_point_text;
 use crate::api::client::Client;
-use crate::api::types::{GroupStatus, StatusReport, TargetStatus};
+use crate::api::types::{CheckpointDone, ClientStatus, GroupStatus, StatusReport, TargetStatus};
 use crate::cli::output::{Output, age, bytes, duration, table, table_text};
 
 /// Runs the command.
@@ -34,6 +34,7 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
             "GAP IN",
             "CLIENTS",
             "CHECKPOINT",
+            "APP POINT",
         ]);
         for group in &report.groups {
             rows.add_row([
@@ -46,10 +47,8 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
                     None => "-".to_owned(),
                 },
                 group.connections.to_string(),
-                match &group.last_checkpoint {
-                    Some(point) => format!("{} ago", age(point.wall_ns, now)),
-                    None => "-".to_owned(),
-                },
+                since(group.last_checkpoint.as_ref(), now),
+                since(group.last_application.as_ref(), now),
             ]);
         }
         text += &table_text(&rows);
@@ -79,6 +78,12 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
         }
     }
     text
+}
+
+fn since(point: Option<&CheckpointDone>, now: Timestamp) -> String {
+    point.map_or("-".to_owned(), |point| {
+        format!("{} ago", age(point.wall_ns, now))
+    })
 }
 
 fn details(group: &GroupStatus, now: Timestamp) -> String {
@@ -115,6 +120,13 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
         }
         text += &line;
     }
+    for (client, connections) in counted(&group.clients) {
+        let ClientStatus { disk, peer } = client;
+        text += &format!("\n{}/{disk} ← {peer}", group.name);
+        if connections > 1 {
+            text += &format!(", {connections} connections");
+        }
+    }
     if let Some(time) = group.last_verified_wall_ns {
         text += &format!("\n{}: history verified {} ago", group.name, age(time, now));
     }
@@ -125,6 +137,13 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
         text += "\n";
     }
     text
+}
+
+/// Each client once, with the number of its connections.
+fn counted(sorted: &[ClientStatus]) -> impl Iterator<Item = (&ClientStatus, usize)> {
+    sorted
+        .chunk_by(|a, b| a == b)
+        .map(|same| (&same[0], same.len()))
 }
 
 /// The worst recovery point objective over the targets.
@@ -164,8 +183,17 @@ mod tests {
             gap: true,
             ..TargetStatus::default()
         };
+        let client = ClientStatus {
+            disk: "vda".into(),
+            peer: "process 7 of user 64055".into(),
+        };
         let group = GroupStatus {
             name: "vm1".into(),
+            clients: vec![client.clone(), client],
+            last_application: Some(CheckpointDone {
+                wall_ns: 700_000_000_000,
+                ..CheckpointDone::default()
+            }),
             state: "degraded".into(),
             log_bytes: 100,
             log_used_bytes: 42,
@@ -187,6 +215,8 @@ mod tests {
             "gap",
             "connection refused",
             "5.0 MiB behind",
+            "vm1/vda ← process 7 of user 64055, 2 connections",
+            "5 min 0 s ago",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

@@ -139,7 +139,7 @@ impl Attach for Served {
             socket: connection.socket,
             tls: connection.tls.map(|tls| *tls),
             negotiated: connection.negotiated,
-            peer: connection.peer.address.to_string(),
+            peer: connection.peer.to_string(),
             slot: connection.slot,
         };
         if group.handle.attach(attachment).is_err() {

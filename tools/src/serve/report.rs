@@ -1,5 +1,6 @@
 //! From what the parts know to what `status` and the metrics show.
 
+use afterimage_format::ids::DiskIndex;
 use afterimage_proxy::engine::request::{EngineStatus, LOG_SYNC_BOUNDS_NS};
 use afterimage_proxy::ship::port::GroupPort as _;
 use afterimage_proxy::ship::status::{SinkState, SinkStatus};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use super::group::{GapClock, Notes, Running, TargetTask};
 use super::open::wall_ns;
 use crate::api::types::{
-    DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
+    ClientStatus, DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
 };
 use crate::metrics::families::Buckets;
 use crate::metrics::{GroupNumbers, HistoryNumbers};
@@ -74,6 +75,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         write_rate: notes.write_rate,
         gap_in_seconds: (away && notes.write_rate > 0).then(|| left / notes.write_rate),
         connections: snapshot.connections.len() as u32,
+        clients: clients(group, &snapshot.connections),
         disks: group
             .disks
             .iter()
@@ -92,6 +94,20 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let mut numbers = numbers(&notes, &engine, &snapshot.durations);
     numbers.gap_seconds = gap_seconds;
     (status, numbers)
+}
+
+/// The open connections by disk and peer.
+fn clients(group: &Running, connections: &[(DiskIndex, String)]) -> Vec<ClientStatus> {
+    let named = connections.iter().map(|(disk, peer)| ClientStatus {
+        disk: match group.disks.iter().find(|known| known.index == *disk) {
+            Some(disk) => disk.name.clone(),
+            None => disk.0.to_string(),
+        },
+        peer: peer.clone(),
+    });
+    let mut clients: Vec<_> = named.collect();
+    clients.sort_unstable();
+    clients
 }
 
 /// Whether unshipped records had to leave the log, so that the target needs a pass.
@@ -177,10 +193,13 @@ fn state(
         .find(|t| t.state == "away" || t.state == "refused")
     {
         let error = target.error.clone().unwrap_or_default();
-        return (
-            "degraded",
-            Some(format!("{} is {}: {error}", target.url, target.state)),
-        );
+        let mut why = format!("{} is {}: {error}", target.url, target.state);
+        // A target that never had a copy lacks nothing that it had.
+        if target.gap && target.acked_lsn > 0 {
+            why +=
+                "; unshipped writes had to leave the log: history has a gap, it needs a new copy";
+        }
+        return ("degraded", Some(why));
     }
     ("running", None)
 }

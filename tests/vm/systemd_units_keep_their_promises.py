@@ -23,11 +23,14 @@ with scratch() as folder:
         read_all = "nbd-client -unix /run/afterimage/nbd.sock /dev/nbd0 -N vm1/vda && sha256sum < /dev/nbd0 && nbd-client -d /dev/nbd0"
         guest.run("modprobe nbd")
         before = guest.run(read_all).splitlines()
-        rings = guest.run("find /dev/shm -type f -name '*afterimage*' -o -type f -name '*.ring' | xargs -r ls -i")
-        expect(rings.strip(), "a ring in /dev/shm")
-        guest.run("systemctl stop afterimage.service")
-        expect_equal(guest.run("find /dev/shm -type f | wc -l").strip() != "0", True, "a ring after the stop")
-        guest.run("systemctl start afterimage.service")
+        ring = "find /dev/shm -type f -name 'afterimage-vm1-*' -printf '%i %p\\n'"
+        rings = guest.run(ring)
+        expect_equal(len(rings.splitlines()), 1, f"rings in /dev/shm: {rings}")
+        guest.run("systemctl stop afterimage.service afterimage.socket")
+        expect_equal(guest.run("systemctl is-active afterimage.service || true").strip(), "inactive", "the stop")
+        expect_equal(guest.run(ring), rings, "inode and name of the ring after the stop")
+        guest.run("systemctl start afterimage.socket afterimage.service")
+        expect_equal(guest.run(ring), rings, "inode and name of the ring after the start")
         expect_equal(guest.run(read_all).splitlines(), before, "the disk's digest after stop and start")
         guest.run("afterimage status; afterimage points vm1 >/dev/null")
 

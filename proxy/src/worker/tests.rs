@@ -175,6 +175,7 @@ fn after_quiesce_nothing_of_a_dead_client_takes_effect() {
         rig.runtime
             .block_on(rig.group.quiesce(DISK))
             .expect("quiet");
+        assert_eq!(rig.connections(), 0, "round {round}");
         // Whatever was not executed by now never will be: what the next client writes stays.
         let mut next = rig.connect();
         for n in 0..64u64 {

@@ -71,28 +71,33 @@ fn header() -> FrameHeader {
 
 /// What a reader makes of a whole frame with this header where the next frame is due.
 fn read(header: &FrameHeader) -> Result<Lsn, Absence> {
-    let entry = Entry {
-        lsn: header.start.first_lsn,
-        op: Op::Trim,
-        disk: DiskIndex(0),
-        first_block: 7,
-        block_count: 1,
-        payload_position: 0,
-        payload_crc: 0,
-        wall_ns: 1,
-        aux: 0,
-    };
-    let (block, _) = encode_descriptor(header, &[entry]);
+    let last = read_until(header, Lsn(1000))?;
+    Ok(last.expect("not above the bound"))
+}
+
+/// The same, with a log that is durable to `until`; `None`: the frame is above it.
+fn read_until(header: &FrameHeader, until: Lsn) -> Result<Option<Lsn>, Absence> {
+    let first = header.start.first_lsn.0;
+    let entries: Vec<Entry> = (first..first + u64::from(header.entry_count))
+        .map(|lsn| Entry {
+            lsn: Lsn(lsn),
+            op: Op::Trim,
+            disk: DiskIndex(0),
+            first_block: 7,
+            block_count: 1,
+            payload_position: 0,
+            payload_crc: 0,
+            wall_ns: 1,
+            aux: 0,
+        })
+        .collect();
+    let (block, _) = encode_descriptor(header, &entries);
     let mut log = vec![0; LOG_AREA_OFFSET as usize + AREA_BLOCKS as usize * BLOCK_SIZE];
     let at = area_offset(head().position) as usize;
     log[at..at + BLOCK_SIZE].copy_from_slice(&block[..]);
     let mut reader = LogReader::new(rules(), head(), READAHEAD_FOLLOW);
-    match reader.next(&mut Bytes(log), Lsn(1000)) {
-        Ok(frame) => Ok(frame
-            .expect("not above the bound")
-            .descriptor
-            .header
-            .last_lsn()),
+    match reader.next(&mut Bytes(log), until) {
+        Ok(frame) => Ok(frame.map(|frame| frame.descriptor.header.last_lsn())),
         Err(ReadError::NotThere { found, .. }) => Err(found),
         Err(error) => panic!("{error}"),
     }
@@ -120,4 +125,16 @@ fn only_the_frame_that_continues_the_chain_is_taken() {
             Err(Absence::Misplaced)
         );
     }
+}
+
+#[test]
+fn a_frame_that_is_durable_in_part_is_not_read() {
+    let header = FrameHeader {
+        entry_count: 3,
+        ..header()
+    };
+    for until in [99, 100, 101] {
+        assert_eq!(read_until(&header, Lsn(until)), Ok(None));
+    }
+    assert_eq!(read_until(&header, Lsn(102)), Ok(Some(Lsn(102))));
 }

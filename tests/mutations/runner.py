@@ -235,6 +235,10 @@ def main(arguments):
         stated = table(breaks) in PAGE.read_text()
         print(f"{len(breaks)} breaks fit the code" + ("" if stated else f"; the table in {PAGE} is another"))
         return 0 if stated else 1
+    unknown = [word for word in arguments if not any(word in item.name for item in breaks)]
+    if unknown:
+        print(f"no break's name contains {', '.join(unknown)}; the head of tests/mutations/run says how to call it")
+        return 2
     chosen = [item for item in breaks if not arguments or any(word in item.name for word in arguments)]
     LOGS.mkdir(parents=True, exist_ok=True)
     make_copy(sources)

@@ -312,12 +312,13 @@ fn a_steady_load_allocates_nothing_per_request() {
         0 => (FLUSH, 0),
         _ => (WRITE, 4096),
     };
-    // Load, and how many allocations a thousand requests may take.
+    // Load, and how many allocations a thousand requests may take: what destage and superblocks need
+    // now and then, and never one for each request or each batch of sixteen.
     let loads: [(&str, Load, u64); 6] = [
-        ("write", |_| (WRITE, 4096), 20),
-        ("read", |_| (READ, 4096), 10),
-        ("read of four blocks", |_| (READ, 16384), 10),
-        ("write and flush", flush, 10),
+        ("write", |_| (WRITE, 4096), 50),
+        ("read", |_| (READ, 4096), 50),
+        ("read of four blocks", |_| (READ, 16384), 50),
+        ("write and flush", flush, 50),
         ("trim", |_| (TRIM, 8192), 300),
         ("mix", mix, 100),
     ];

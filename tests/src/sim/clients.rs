@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
+const SECTOR: usize = 512;
 
 /// What a client asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,6 +99,8 @@ pub struct Clients {
     pub answers: u64,
     /// Requests may fail: something is broken that they need.
     pub may_fail: bool,
+    /// A write to a backing fails and leaves some of its sectors.
+    pub may_tear: bool,
     /// Every answer is durable.
     pub ack_durable: bool,
 }
@@ -129,6 +132,7 @@ impl Clients {
             flushed: 0,
             answers: 0,
             may_fail: false,
+            may_tear: false,
             ack_durable,
         }
     }
@@ -339,7 +343,8 @@ impl Clients {
             }
         };
         if let ReplyBody::Data { buffer, start, len } = body {
-            return check_read(&open, &buffer[*start..*start + *len], model);
+            let data = &buffer[*start..*start + *len];
+            return check_read(&open, data, model, self.may_tear);
         }
         if request.ask == Ask::Flush {
             if !open.orphan {
@@ -400,8 +405,10 @@ impl Clients {
     }
 }
 
-/// Every block of a read was so at some moment between question and answer.
-fn check_read(open: &Open, data: &[u8], model: &LogModel) -> Result<(), String> {
+/// Every block of a read was so at some moment between question and answer. A write that fails on
+/// its way to the disk leaves some of its sectors, and a read beside it may find them: then
+/// (`torn`) that holds for every sector.
+fn check_read(open: &Open, data: &[u8], model: &LogModel, torn: bool) -> Result<(), String> {
     let request = &open.request;
     let range = &request.range;
     if data.len() as u64 != range.end - range.start {
@@ -413,7 +420,16 @@ fn check_read(open: &Open, data: &[u8], model: &LogModel) -> Result<(), String> 
         let part = &data[(from - range.start) as usize..(to - range.start) as usize];
         let at = (from - block * BLOCK) as usize;
         let place = (request.disk, block);
-        if !model.was(place, at, part, open.since, model.head) {
+        let was = |at, part: &[u8]| model.was(place, at, part, open.since, model.head);
+        let sectors_were = || {
+            let first = part.len().min(SECTOR - at % SECTOR);
+            let (first, rest) = part.split_at(first);
+            was(at, first)
+                && (0..).zip(rest.chunks(SECTOR)).all(|(index, sector)| {
+                    was(at + first.len() + index * SECTOR, sector)
+                })
+        };
+        if !(was(at, part) || torn && sectors_were()) {
             return Err(format!(
                 "{request:?}, asked at record {} and answered at {}, has in block {block} what was not there then",
                 open.since, model.head

@@ -31,6 +31,10 @@ impl Run {
             self.clients.may_fail |= self.storage_broken;
             self.storage_broken = true;
         }
+        self.clients.may_tear |= matches!(
+            incident,
+            Incident::BackingWrite | Incident::BackingShort | Incident::BackingFull
+        );
         match incident {
             Incident::Kill(steps) => world.kill_after(steps),
             Incident::PowerCut(steps) => {

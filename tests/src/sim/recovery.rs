@@ -124,6 +124,7 @@ impl Run {
         let began = self.head();
         (self.clients.answered, self.clients.flushed) = (began, began);
         self.clients.may_fail = false;
+        self.clients.may_tear = false;
         self.storage_broken = false;
         if self.log_wrong {
             self.over = true;

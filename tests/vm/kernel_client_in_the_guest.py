@@ -30,6 +30,8 @@ for attempt in 1 2 3 4; do
     done
     echo "$receivers receivers for 4 connections: once more"
     nbd-client -d /dev/nbd0
+    udevadm settle
+    dmesg -C # what udev could not read meanwhile
 done
 [ $receivers = 4 ]
 udevadm settle

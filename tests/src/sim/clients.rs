@@ -425,9 +425,9 @@ fn check_read(open: &Open, data: &[u8], model: &LogModel, torn: bool) -> Result<
             let first = part.len().min(SECTOR - at % SECTOR);
             let (first, rest) = part.split_at(first);
             was(at, first)
-                && (0..).zip(rest.chunks(SECTOR)).all(|(index, sector)| {
-                    was(at + first.len() + index * SECTOR, sector)
-                })
+                && (0..)
+                    .zip(rest.chunks(SECTOR))
+                    .all(|(index, sector)| was(at + first.len() + index * SECTOR, sector))
         };
         if !(was(at, part) || torn && sectors_were()) {
             return Err(format!(

@@ -5,7 +5,7 @@ use crate::engine::request::RequestError;
 use crate::engine::{DirtyChange, EngineConfig, EngineEvent, Ticket};
 use crate::io::sim::{FaultKind, SimRng};
 use afterimage_format::chain::RecordChain;
-use afterimage_format::ids::{BLOCK_SIZE, Lsn};
+use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::superblock::{Superblock, choose};
 
 const EIO: i32 = 5;
@@ -254,7 +254,11 @@ fn what_was_read_for_a_merge_is_read_again_after_a_failed_sync() {
         }
         // Version 1 is durable in the backing, version 2 is on its way: the next sync fails.
         let last = rig.engine().progress().appended;
-        rig.world.fail_once(&disk_name(0), FaultKind::Sync, EIO);
+        if seed % 2 == 0 {
+            rig.world.fail_once(&disk_name(0), FaultKind::Sync, EIO);
+        } else {
+            rig.world.fail_sync_early(&disk_name(0));
+        }
         while rig.engine().status().destaged < last {
             rig.turn();
         }
@@ -281,4 +285,44 @@ fn what_was_read_for_a_merge_is_read_again_after_a_failed_sync() {
         );
     }
     assert!(merged_while_syncing > 0);
+}
+
+/// What a pass sends stays at the replica: it must not be what the device lost for a while.
+#[test]
+fn a_pass_never_sends_what_a_failed_sync_lost() {
+    let mut read = 0;
+    for seed in 0..300 {
+        let mut rng = SimRng::new(seed);
+        let mut rig = Rig::new(seed, Geometry::default());
+        for version in 1..=2 {
+            for at in 0..12 {
+                put(&mut rig, 0, at * BLOCK, &[version; BLOCK_SIZE]);
+            }
+            if version == 1 {
+                rig.turns(2_000);
+            }
+        }
+        let last = rig.engine().progress().appended;
+        rig.world.fail_sync_early(&disk_name(0));
+        while rig.engine().status().destaged < last {
+            rig.turn();
+        }
+        for ticket in 0..8 {
+            let turns = rng.below(3) as usize;
+            rig.turns(turns);
+            let first = rng.below(10);
+            rig.engine()
+                .pass_read(Ticket(ticket), DiskIndex(0), first, 2);
+        }
+        rig.turns(3_000);
+        assert!(rig.world.stats().syncs_failed > 0, "the fault never came");
+        for event in &rig.events {
+            if let EngineEvent::PassRead { result, .. } = event {
+                read += 1;
+                let data = &result.as_ref().expect("read").data;
+                assert!(data.iter().all(|byte| *byte == 2), "seed {seed}");
+            }
+        }
+    }
+    assert_eq!(read, 300 * 8);
 }

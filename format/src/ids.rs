@@ -72,8 +72,10 @@ pub struct Lsn(pub u64);
 impl Lsn {
     /// Before the first record of any log.
     pub const ZERO: Self = Self(0);
+    /// The highest that is taken from anybody: the one after it has a number, too.
+    pub const MAX: Self = Self(u64::MAX - 1);
 
-    /// The LSN of the record after this one.
+    /// The LSN of the record after this one, which is at most [`Lsn::MAX`].
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
@@ -107,6 +109,21 @@ impl fmt::Debug for Lsn {
     serde::Deserialize,
 )]
 pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// The highest: keys of a repository hold ten digits, and their order is that of the epochs.
+    pub const MAX: Self = Self(9_999_999_999);
+
+    /// The epoch after this one, if there can be one.
+    #[must_use]
+    pub const fn next(self) -> Option<Self> {
+        if self.0 < Self::MAX.0 {
+            Some(Self(self.0 + 1))
+        } else {
+            None
+        }
+    }
+}
 
 impl fmt::Display for Epoch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

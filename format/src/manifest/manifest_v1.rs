@@ -159,6 +159,9 @@ impl Manifest {
             if entry.epoch <= last {
                 return Err(CursorError::Invalid("order of epochs"));
             }
+            if entry.epoch > Epoch::MAX {
+                return Err(CursorError::Invalid("epoch"));
+            }
             epochs.push(entry);
         }
         reader.zeroes(8, "reserved lists")?;

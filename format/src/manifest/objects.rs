@@ -130,7 +130,7 @@ impl Terminator {
                 ended_ns: reader.u64("time")?,
             };
             reader.finish()?;
-            if out.next_epoch <= out.epoch {
+            if out.next_epoch <= out.epoch || out.next_epoch > Epoch::MAX {
                 return Err(CursorError::Invalid("next epoch"));
             }
             Ok(out)

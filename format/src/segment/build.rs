@@ -211,15 +211,16 @@ impl SegmentBuilder {
     }
 
     fn check_order(&self, record: &RecordMeta) -> Result<(), PushError> {
-        let in_order = match self.spec.kind {
-            SegmentKind::Log if self.entries.is_empty() => record.lsn > Lsn::ZERO,
-            SegmentKind::Log => self.last_lsn.0.checked_add(1) == Some(record.lsn.0),
-            SegmentKind::Pass => {
-                record.op == Op::Write
-                    && record.lsn >= self.spec.pass
-                    && (record.disk.0, record.first_block) >= self.pass_end
-            }
-        };
+        let in_order = record.lsn <= Lsn::MAX
+            && match self.spec.kind {
+                SegmentKind::Log if self.entries.is_empty() => record.lsn > Lsn::ZERO,
+                SegmentKind::Log => self.last_lsn.0.checked_add(1) == Some(record.lsn.0),
+                SegmentKind::Pass => {
+                    record.op == Op::Write
+                        && record.lsn >= self.spec.pass
+                        && (record.disk.0, record.first_block) >= self.pass_end
+                }
+            };
         if in_order {
             Ok(())
         } else {

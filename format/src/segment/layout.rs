@@ -257,8 +257,11 @@ impl SegmentHeader {
         if count == 0 {
             return Err("record count");
         }
-        if self.epoch.0 == 0 {
+        if self.epoch.0 == 0 || self.epoch > Epoch::MAX {
             return Err("epoch");
+        }
+        if self.last_lsn > Lsn::MAX {
+            return Err("LSN range");
         }
         if !self.payload_bytes.is_multiple_of(BLOCK_SIZE as u64)
             || (self.payload_bytes == 0) != (self.chunk_count == 0)

@@ -392,6 +392,34 @@ fn the_builder_takes_nothing_that_a_reader_refuses() {
     assert!(SegmentBuilder::new(spec()).seal().is_none());
 }
 
+/// What comes after the highest would begin again at zero.
+#[test]
+fn numbers_that_have_none_after_them_are_refused() {
+    let decoded = |epoch, first_lsn| {
+        let header = SegmentHeader {
+            epoch,
+            first_lsn,
+            last_lsn: Lsn(first_lsn.0 + 1),
+            record_count: 2,
+            ..SegmentIndex::of_segment(&small()).expect("good").header
+        };
+        SegmentHeader::decode(&header.encode()).is_ok()
+    };
+    let last = Lsn(Lsn::MAX.0 - 1);
+    assert!(decoded(Epoch::MAX, last));
+    assert!(!decoded(Epoch(Epoch::MAX.0 + 1), last));
+    assert!(!decoded(Epoch::MAX, Lsn::MAX));
+    let mut builder = SegmentBuilder::new(spec());
+    let record = RecordMeta {
+        lsn: Lsn(u64::MAX),
+        ..trim(1)
+    };
+    assert_eq!(
+        builder.push(&record, &[]),
+        Err(PushError::Order(record.lsn))
+    );
+}
+
 #[test]
 fn a_builder_is_full_at_its_limits() {
     let mut builder = SegmentBuilder::new(spec());

@@ -31,8 +31,12 @@ impl Cursor {
     }
 
     pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, CursorError> {
+        let lsn = Lsn(reader.u64("cursor LSN")?);
+        if lsn > Lsn::MAX {
+            return Err(CursorError::Invalid("cursor LSN"));
+        }
         Ok(Self {
-            lsn: Lsn(reader.u64("cursor LSN")?),
+            lsn,
             chain: RecordChain(reader.array("cursor chain")?),
         })
     }
@@ -147,6 +151,9 @@ impl Hello {
         names::validate(&name).map_err(|_| CursorError::Invalid("group name"))?;
         let disks = decode_disks(&mut reader)?;
         reader.finish()?;
+        if epoch > Epoch::MAX {
+            return Err(CursorError::Invalid("epoch").into());
+        }
         Ok(Self {
             group,
             name,
@@ -222,7 +229,7 @@ impl HelloReply {
             _ => return Err(CursorError::Invalid("kind of reply").into()),
         };
         reader.finish()?;
-        if epoch.0 == 0 {
+        if epoch.0 == 0 || epoch > Epoch::MAX {
             return Err(CursorError::Invalid("epoch").into());
         }
         Ok(reply)

@@ -91,6 +91,38 @@ fn messages_come_back() {
     }
 }
 
+/// What comes after the highest would begin again at zero.
+#[test]
+fn numbers_that_have_none_after_them_are_refused() {
+    let cursor = |lsn| Cursor { lsn, ..cursor() };
+    let hello = |epoch, acked| {
+        Message::Hello(Hello {
+            epoch,
+            acked,
+            ..hello()
+        })
+    };
+    let reply = |epoch| Message::HelloReply(HelloReply::NewEpoch(epoch));
+    let ack = |lsn| {
+        Message::Ack(Ack {
+            segments: 1,
+            cursor: cursor(lsn),
+            completed_pass: Lsn(1),
+            active_pass: None,
+        })
+    };
+    let comes_back = |message: Message| {
+        let (header, body) = message.encode();
+        Message::decode(header.kind, body).is_ok()
+    };
+    let (epoch, lsn) = (Epoch(Epoch::MAX.0 + 1), Lsn(u64::MAX));
+    assert!(comes_back(hello(Epoch::MAX, cursor(Lsn::MAX))));
+    assert!(!comes_back(hello(epoch, cursor(Lsn::MAX))));
+    assert!(!comes_back(hello(Epoch::MAX, cursor(lsn))));
+    assert!(comes_back(reply(Epoch::MAX)) && !comes_back(reply(epoch)));
+    assert!(comes_back(ack(Lsn::MAX)) && !comes_back(ack(lsn)));
+}
+
 #[test]
 fn every_cut_and_every_leftover_is_refused() {
     for message in messages() {

@@ -110,6 +110,15 @@ pub enum IngestError {
         /// How many.
         epochs: usize,
     },
+    /// No epoch has a higher number.
+    #[error(
+        "group {group}: the highest number of an epoch is {max}: start it anew under another name",
+        max = Epoch::MAX
+    )]
+    EpochsUsedUp {
+        /// The group.
+        group: GroupId,
+    },
 }
 
 impl IngestError {
@@ -127,7 +136,8 @@ impl IngestError {
             Self::Object { .. }
             | Self::Group(_)
             | Self::Repository(_)
-            | Self::TooManyEpochs { .. } => ErrorCode::Storage,
+            | Self::TooManyEpochs { .. }
+            | Self::EpochsUsedUp { .. } => ErrorCode::Storage,
         }
     }
 

@@ -61,6 +61,9 @@ impl Receiver {
         peer: &Peer,
         now_ns: u64,
     ) -> Result<Opened, IngestError> {
+        if hello.epoch > Epoch::MAX {
+            return Err(IngestError::EpochsUsedUp { group: hello.group });
+        }
         let Some(san) = peer.grant(&hello.name) else {
             return Err(IngestError::NotPermitted {
                 peer: peer.address().to_owned(),
@@ -263,7 +266,10 @@ fn decide(group: &Group, hello: &Hello) -> Result<Decision, IngestError> {
         said: hello.epoch,
         newest: newest.number,
     };
-    let next = Epoch(newest.number.0.max(hello.epoch.0) + 1);
+    let next = || {
+        let next = newest.number.max(hello.epoch).next();
+        next.ok_or(IngestError::EpochsUsedUp { group: group.id() })
+    };
     let known_before = history
         .epochs
         .iter()
@@ -278,7 +284,7 @@ fn decide(group: &Group, hello: &Hello) -> Result<Decision, IngestError> {
         }
         return Ok(match is_repeat && !newest.ended {
             true => Decision::Repeat(newest.number),
-            false => Decision::Begin(next, true),
+            false => Decision::Begin(next()?, true),
         });
     }
     if hello.epoch > newest.number {
@@ -296,7 +302,7 @@ fn decide(group: &Group, hello: &Hello) -> Result<Decision, IngestError> {
         };
     }
     if !known_before && hello.epoch.0 == 0 {
-        return Ok(Decision::Begin(next, true));
+        return Ok(Decision::Begin(next()?, true));
     }
     Err(fenced)
 }

@@ -56,6 +56,24 @@ fn a_log_that_goes_on_under_a_new_uuid_begins_an_epoch_with_a_pass() {
     assert!(compare(&repository, &new) > 10, "points of both epochs");
 }
 
+/// Found by fuzzing: the number after the highest was counted, and nothing counts beyond ten digits.
+#[test]
+fn an_epoch_behind_the_highest_is_refused() {
+    let repository = Repository::in_memory();
+    let receiver = Receiver::new(repository.clone());
+    let mut primary = Primary::new(1);
+    primary.epoch = Epoch(u64::MAX);
+    let refused = |outcome| matches!(outcome, Err(IngestError::EpochsUsedUp { .. }));
+    assert!(refused(block_on(primary.connect(&receiver))));
+    primary.epoch = Epoch::MAX;
+    block_on(primary.connect(&receiver)).expect("a session");
+    primary.demands_epoch = true;
+    assert!(refused(block_on(primary.connect(&receiver))));
+    let mut another = on_another_log(&primary, 0x99);
+    assert!(refused(block_on(another.connect(&receiver))));
+    block_on(Group::load(&repository, primary.group)).expect("still readable");
+}
+
 /// A takeover that meets a fault at the `n`th call to the store; `None` when it has fewer calls.
 /// Then `next` comes to a replica that starts anew.
 fn takeover_broken_at(n: i64, fault: Fault, next: impl Fn(&Primary) -> Primary) -> Option<bool> {

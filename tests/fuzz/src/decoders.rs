@@ -1,0 +1,241 @@
+//! Decoders: what is accepted is canonical, that is, it is encoded to the very bytes it came from.
+
+use afterimage_format::checkpoint::CheckpointBody;
+use afterimage_format::checksum::crc32c;
+use afterimage_format::claim::Claim;
+use afterimage_format::frame::decode::encode_descriptor;
+use afterimage_format::frame::{Descriptor, RingDescriptor};
+use afterimage_format::ids::BLOCK_SIZE;
+use afterimage_format::manifest::{Manifest, NameBinding, Terminator};
+use afterimage_format::nbd::option::{InfoQuery, MetaQuery, OptionHeader, text};
+use afterimage_format::nbd::reply::decode_header;
+use afterimage_format::nbd::request::RequestHeader;
+use afterimage_format::ring_header::{RING_HEADER_BYTES, RingHeader};
+use afterimage_format::segment::{Footer, PassBeginBody, PassEndBody, SegmentIndex, verify};
+use afterimage_format::superblock::{Superblock, choose};
+use afterimage_format::wire::{FrameHeader, Message};
+
+/// As many bytes as `len`: cut, or filled up with zeroes.
+fn sized(data: &[u8], len: usize) -> Vec<u8> {
+    let mut bytes = data[..data.len().min(len)].to_vec();
+    bytes.resize(len, 0);
+    bytes
+}
+
+/// Puts the checksum of everything before `at` there.
+fn seal(bytes: &mut [u8], at: usize) {
+    let crc = crc32c(&bytes[..at]).to_le_bytes();
+    bytes[at..at + 4].copy_from_slice(&crc);
+}
+
+const HEADER_BYTES: usize = 128;
+const ENTRY_BYTES: usize = 48;
+
+/// Makes the checksums of a frame right, as far as its fields make sense.
+fn seal_frame(frame: &mut [u8]) {
+    seal(frame, HEADER_BYTES - 4);
+    let Ok((header, _)) = Descriptor::decode_header(&frame[..BLOCK_SIZE]) else {
+        return;
+    };
+    for index in 0..usize::from(header.entry_count) {
+        let at = HEADER_BYTES + index * ENTRY_BYTES;
+        let word = |frame: &[u8], from: usize| {
+            let bytes = frame[at + from..at + from + 4].try_into();
+            u32::from_le_bytes(bytes.expect("four bytes")) as usize
+        };
+        let (blocks, position) = (word(frame, 24), word(frame, 28));
+        let start = position.saturating_mul(BLOCK_SIZE);
+        let end = start.saturating_add(blocks.saturating_mul(BLOCK_SIZE));
+        if position > 0 && blocks > 0 && end <= frame.len() {
+            let crc = crc32c(&frame[start..end]).to_le_bytes();
+            frame[at + 32..at + 36].copy_from_slice(&crc);
+        }
+        let seed = header.start.entry_seed().to_le_bytes();
+        let sealed = [&seed[..], &frame[at..at + ENTRY_BYTES - 4]].concat();
+        let crc = crc32c(&sealed).to_le_bytes();
+        frame[at + ENTRY_BYTES - 4..at + ENTRY_BYTES].copy_from_slice(&crc);
+    }
+}
+
+pub(crate) fn frame(data: &[u8]) {
+    let blocks = data.len().div_ceil(BLOCK_SIZE).clamp(1, 4);
+    let mut bytes = sized(data, blocks * BLOCK_SIZE);
+    for _ in 0..2 {
+        let block = &bytes[..BLOCK_SIZE];
+        if let Ok(descriptor) = Descriptor::decode(block) {
+            let (again, crc) = encode_descriptor(&descriptor.header, &descriptor.entries);
+            assert!(again[..] == *block, "not canonical");
+            assert_eq!(crc, descriptor.header_crc);
+        }
+        if let Ok(descriptor) = Descriptor::decode_frame(&bytes) {
+            for entry in &descriptor.entries {
+                assert!(Descriptor::payload_of(entry, &bytes[BLOCK_SIZE..]).len() <= bytes.len());
+            }
+        }
+        if let Ok(RingDescriptor::Open(open)) = RingDescriptor::decode(block) {
+            let _ = open.entries(&bytes);
+        }
+        seal_frame(&mut bytes);
+    }
+    // An open frame has no header checksum, but entries.
+    bytes[HEADER_BYTES - 4..HEADER_BYTES].fill(0);
+    if let Ok(RingDescriptor::Open(open)) = RingDescriptor::decode(&bytes[..BLOCK_SIZE]) {
+        let _ = open.entries(&bytes);
+    }
+}
+
+pub(crate) fn superblock(data: &[u8]) {
+    let mut bytes = sized(data, BLOCK_SIZE);
+    for _ in 0..2 {
+        for copy in 0..2 {
+            if let Ok(superblock) = Superblock::decode(&bytes, copy) {
+                assert!(superblock.encode()[..] == bytes[..], "not canonical");
+            }
+        }
+        let _ = choose([&bytes, &bytes]);
+        seal(&mut bytes, BLOCK_SIZE - 4);
+    }
+}
+
+pub(crate) fn ring_header(data: &[u8]) {
+    let mut bytes = sized(data, RING_HEADER_BYTES);
+    for _ in 0..2 {
+        if let Ok(header) = RingHeader::decode(&bytes) {
+            let again = header.encode();
+            // The words that change by single stores are not part of the header's value.
+            assert_eq!(RingHeader::decode(&again), Ok(header));
+        }
+        seal(&mut bytes, RING_HEADER_BYTES - 4);
+    }
+}
+
+pub(crate) fn claim(data: &[u8]) {
+    let mut bytes = sized(data, 2 * BLOCK_SIZE);
+    for _ in 0..2 {
+        for copy in 0..2 {
+            if let Ok(claim) = Claim::decode(&bytes[..BLOCK_SIZE], copy) {
+                assert!(claim.encode()[..] == bytes[..BLOCK_SIZE], "not canonical");
+            }
+        }
+        let _ = Claim::decode_file(&bytes);
+        seal(&mut bytes[..BLOCK_SIZE], BLOCK_SIZE - 4);
+        seal(&mut bytes[BLOCK_SIZE..], BLOCK_SIZE - 4);
+    }
+}
+
+/// Makes hashes and checksums of a segment right, as far as its footer makes sense.
+fn seal_segment(bytes: &mut [u8]) {
+    const HEADER: usize = 256;
+    const FOOTER: usize = 128;
+    if bytes.len() < 2 * HEADER + FOOTER {
+        return;
+    }
+    seal(&mut bytes[..HEADER], HEADER - 4);
+    let footer = bytes.len() - FOOTER;
+    bytes.copy_within(..HEADER, footer - HEADER);
+    let offset = bytes[footer + 16..footer + 24]
+        .try_into()
+        .expect("eight bytes");
+    let index = usize::try_from(u64::from_le_bytes(offset)).map_or(footer, |at| at.min(footer));
+    let index_hash = *blake3::hash(&bytes[index..footer]).as_bytes();
+    bytes[footer + 48..footer + 80].copy_from_slice(&index_hash);
+    let content_hash = *blake3::hash(&bytes[..footer]).as_bytes();
+    bytes[footer + 80..footer + 112].copy_from_slice(&content_hash);
+    seal(&mut bytes[footer..], FOOTER - 4);
+}
+
+pub(crate) fn segment(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    for _ in 0..2 {
+        let _ = Footer::decode(&bytes);
+        let _ = SegmentIndex::decode(&bytes);
+        if let Ok(index) = verify(&bytes) {
+            // What is verified can be read as well.
+            for entry in &index.entries {
+                let payload = index.payload(entry, |number, info| {
+                    let range = info.range();
+                    info.decode(number, &bytes[range.start as usize..range.end as usize])
+                });
+                assert!(payload.is_ok(), "{payload:?}");
+            }
+        }
+        seal_segment(&mut bytes);
+    }
+}
+
+pub(crate) fn manifest(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    for _ in 0..2 {
+        if let Ok(object) = Manifest::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
+        if let Ok(object) = Terminator::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
+        if let Ok(object) = NameBinding::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
+        if let Some(end) = bytes.len().checked_sub(4) {
+            seal(&mut bytes, end);
+        }
+    }
+}
+
+pub(crate) fn wire(data: &[u8]) {
+    let Some((head, body)) = data.split_first_chunk::<8>() else {
+        return;
+    };
+    let _ = FrameHeader::decode(*head);
+    let Ok(header) = FrameHeader::decode([head[0], 0, 0, 0, 0, 0, 0, 0]) else {
+        return;
+    };
+    if let Ok(message) = Message::decode(header.kind, body.to_vec().into()) {
+        let (header, body) = message.encode();
+        assert_eq!(Message::decode(header.kind, body), Ok(message));
+    }
+}
+
+pub(crate) fn nbd(data: &[u8]) {
+    for extended in [false, true] {
+        if let Ok(header) = RequestHeader::decode(data, extended) {
+            let mut again = Vec::new();
+            header.encode(extended, &mut again);
+            assert!(data.starts_with(&again), "not canonical");
+        }
+    }
+    if let Some((head, _)) = data.split_first_chunk()
+        && let Ok(header) = OptionHeader::decode(head)
+    {
+        let mut again = Vec::new();
+        header.encode(&mut again);
+        assert!(data.starts_with(&again), "not canonical");
+    }
+    if let Ok(query) = InfoQuery::decode(data) {
+        let mut again = Vec::new();
+        query.encode(&mut again);
+        assert!(again == data, "not canonical");
+    }
+    if let Ok(query) = MetaQuery::decode(data) {
+        let mut again = Vec::new();
+        query.encode(&mut again);
+        assert!(again == data, "not canonical");
+    }
+    let _ = text(data);
+    let _ = decode_header(data);
+}
+
+pub(crate) fn bodies(data: &[u8]) {
+    let block = sized(data, BLOCK_SIZE);
+    for body in [data, &block] {
+        if let Ok(checkpoint) = CheckpointBody::decode(body) {
+            let again = checkpoint.encode();
+            assert!(again.is_ok_and(|again| again == body), "not canonical");
+        }
+        if let Ok(begin) = PassBeginBody::decode(body) {
+            assert!(begin.encode() == body, "not canonical");
+        }
+        if let Ok(end) = PassEndBody::decode(body) {
+            assert!(end.encode() == body, "not canonical");
+        }
+    }
+}

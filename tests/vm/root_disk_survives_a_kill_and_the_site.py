@@ -99,7 +99,7 @@ def boots_at_the_checkpoint(folder, dr, wanted):
     with Guest(folder, "revived", nbd_root_overlay(socket_path, export, overlay)) as guest:
         guest.wait_until_up()
         expect_equal(guest.run(SUMS), wanted, "the files of the checkpoint")
-        expect_equal(guest.run("ls /srv"), "data\n", "what else there was")
+        expect_equal(guest.run("ls /srv"), "data\npg\n", "what else there was")
         guest.power_off()
 
 

@@ -3,9 +3,9 @@
 use super::rig::{BLOCK, Geometry, Rig, disk_name, sink};
 use crate::engine::request::RequestError;
 use crate::engine::{DirtyChange, EngineConfig, EngineEvent, Ticket};
-use crate::io::sim::FaultKind;
+use crate::io::sim::{FaultKind, SimRng};
 use afterimage_format::chain::RecordChain;
-use afterimage_format::ids::{BLOCK_SIZE, Lsn};
+use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::superblock::{Superblock, choose};
 
 const EIO: i32 = 5;
@@ -187,17 +187,22 @@ fn nothing_read_beside_a_failing_sync_is_older_than_what_was_written() {
             }
             rig.world
                 .fail_once(&disk_name(usize::from(round % 2)), FaultKind::Sync, EIO);
-            for turn in 0..60u64 {
+            let failed = rig.world.stats().syncs_failed;
+            let mut left = 400;
+            let mut after = 20;
+            while left > 0 && after > 0 {
+                left -= 1;
+                after -= u64::from(rig.world.stats().syncs_failed > failed);
                 for disk in 0..2 {
                     let id = rig.submit(
                         disk,
                         crate::engine::request::Request::Read {
-                            offset: turn % 3 * BLOCK,
+                            offset: left % 3 * BLOCK,
                             len: BLOCK as u32,
                         },
                     );
                     reads.push((id, round + 1));
-                    if turn % 20 == 19 {
+                    if left % 20 == 19 {
                         rig.write(disk, 3 * BLOCK + 512, &[0xEE; 512], false);
                     }
                 }
@@ -228,4 +233,96 @@ fn nothing_read_beside_a_failing_sync_is_older_than_what_was_written() {
         failed += rig.world.stats().syncs_failed;
     }
     assert!(failed > 300, "{failed} faults came");
+}
+
+/// What was read for a merge before a sync failed may be what the device has lost the newer of.
+#[test]
+fn what_was_read_for_a_merge_is_read_again_after_a_failed_sync() {
+    let mut merged_while_syncing = 0;
+    for seed in 0..300 {
+        let mut rng = SimRng::new(seed);
+        let mut rig = Rig::new(seed, Geometry::default());
+        let mut expected = vec![0; 12 * BLOCK_SIZE];
+        for round in 1..=2 {
+            for (at, block) in expected.chunks_exact_mut(BLOCK_SIZE).enumerate() {
+                block.fill(round);
+                put(&mut rig, 0, at as u64 * BLOCK, block);
+            }
+            if round == 1 {
+                rig.turns(2_000);
+            }
+        }
+        // Version 1 is durable in the backing, version 2 is on its way: the next sync fails.
+        let last = rig.engine().progress().appended;
+        if seed % 2 == 0 {
+            rig.world.fail_once(&disk_name(0), FaultKind::Sync, EIO);
+        } else {
+            rig.world.fail_sync_early(&disk_name(0));
+        }
+        while rig.engine().status().destaged < last {
+            rig.turn();
+        }
+        let mut writes = Vec::new();
+        let first = rng.below(12) as usize;
+        while writes.len() < 6 {
+            let turns = rng.below(3) as usize;
+            rig.turns(turns);
+            let at = (first + 5 * writes.len()) % 12 * BLOCK_SIZE + 512;
+            expected[at..at + 512].fill(100 + writes.len() as u8);
+            let data = expected[at..at + 512].to_vec();
+            merged_while_syncing += usize::from(rig.engine().status().backing_errno == 0);
+            writes.push(rig.write(0, at as u64, &data, false));
+        }
+        for id in writes {
+            rig.wait(id).expect("alive").expect("written");
+        }
+        rig.drain();
+        assert!(rig.world.stats().syncs_failed > 0, "the fault never came");
+        let content = rig.backing(0);
+        assert!(
+            content[..expected.len()] == expected,
+            "seed {seed}: a merge took what was lost"
+        );
+    }
+    assert!(merged_while_syncing > 0);
+}
+
+/// What a pass sends stays at the replica: it must not be what the device lost for a while.
+#[test]
+fn a_pass_never_sends_what_a_failed_sync_lost() {
+    let mut read = 0;
+    for seed in 0..300 {
+        let mut rng = SimRng::new(seed);
+        let mut rig = Rig::new(seed, Geometry::default());
+        for version in 1..=2 {
+            for at in 0..12 {
+                put(&mut rig, 0, at * BLOCK, &[version; BLOCK_SIZE]);
+            }
+            if version == 1 {
+                rig.turns(2_000);
+            }
+        }
+        let last = rig.engine().progress().appended;
+        rig.world.fail_sync_early(&disk_name(0));
+        while rig.engine().status().destaged < last {
+            rig.turn();
+        }
+        for ticket in 0..8 {
+            let turns = rng.below(3) as usize;
+            rig.turns(turns);
+            let first = rng.below(10);
+            rig.engine()
+                .pass_read(Ticket(ticket), DiskIndex(0), first, 2);
+        }
+        rig.turns(3_000);
+        assert!(rig.world.stats().syncs_failed > 0, "the fault never came");
+        for event in &rig.events {
+            if let EngineEvent::PassRead { result, .. } = event {
+                read += 1;
+                let data = &result.as_ref().expect("read").data;
+                assert!(data.iter().all(|byte| *byte == 2), "seed {seed}");
+            }
+        }
+    }
+    assert_eq!(read, 300 * 8);
 }

@@ -257,9 +257,26 @@ impl SimFile {
         });
     }
 
-    /// A sync failed: what was dirty is seen by readers, but half of it no sync will ever write.
+    /// A sync failed: half of what was dirty no sync will ever write. Readers go on to see it, as from
+    /// a page cache, or (half of the times) see what was there before, as from a device that lost it.
     pub(super) fn fail_sync(&mut self, rng: &mut SimRng) {
-        self.dirty.retain(|_, _| rng.chance(5000));
+        if rng.chance(5000) {
+            self.dirty.retain(|_, _| rng.chance(5000));
+        } else {
+            self.lose_dirty(rng);
+        }
+    }
+
+    /// Half of what is dirty is gone, for readers as well.
+    pub(super) fn lose_dirty(&mut self, rng: &mut SimRng) {
+        let (durable, visible) = (&self.durable, &mut self.visible);
+        self.dirty.retain(|sector, _| {
+            let kept = rng.chance(5000);
+            if !kept {
+                visible.write(sector * SECTOR, &durable.sector(*sector));
+            }
+            kept
+        });
     }
 
     pub(super) fn power_cut(&mut self, rng: &mut SimRng, stats: &mut SimStats) {

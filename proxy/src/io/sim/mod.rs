@@ -152,6 +152,8 @@ struct World {
     rates: FaultRates,
     once: Vec<(String, FaultKind, i32)>,
     wrong: Vec<(String, WrongWrite)>,
+    /// Files whose next failing sync loses at its submission what it loses.
+    early: Vec<String>,
     stats: SimStats,
     trace: u64,
 }
@@ -187,6 +189,7 @@ impl SimWorld {
             rates: FaultRates::default(),
             once: Vec::new(),
             wrong: Vec::new(),
+            early: Vec::new(),
             stats: SimStats::default(),
             trace: 0xcbf2_9ce4_8422_2325,
         };
@@ -306,6 +309,12 @@ impl SimWorld {
         self.world.borrow_mut().once.push(fault);
     }
 
+    /// The next sync of the file fails, and readers see what it loses from its submission on.
+    pub fn fail_sync_early(&self, name: &str) {
+        self.fail_once(name, FaultKind::Sync, libc::EIO);
+        self.world.borrow_mut().early.push(name.to_owned());
+    }
+
     /// The next write of whole blocks to the file says that it succeeded, and did not.
     pub fn wrong_once(&self, name: &str, wrong: WrongWrite) {
         self.world.borrow_mut().wrong.push((name.to_owned(), wrong));
@@ -316,6 +325,7 @@ impl SimWorld {
         let mut world = self.world.borrow_mut();
         world.once.clear();
         world.wrong.clear();
+        world.early.clear();
     }
 
     /// A world of its own with the same content and past, whose further choices follow from the

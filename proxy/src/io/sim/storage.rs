@@ -368,9 +368,16 @@ impl SimStorage {
                 (file, offset, write(source, dsync))
             }
             Operation::Sync { file } => {
-                let world = self.world.world.borrow();
-                let opened = self.files.get(&file).and_then(|name| world.files.get(name));
-                let point = opened.map_or(0, |file| file.sync_point());
+                let world = &mut *self.world.world.borrow_mut();
+                let name = self.files.get(&file);
+                let opened = name.and_then(|name| Some((name, world.files.get_mut(name)?)));
+                let point = opened.map_or(0, |(name, file)| {
+                    if let Some(at) = world.early.iter().position(|early| early == name) {
+                        world.early.remove(at);
+                        file.lose_dirty(&mut world.rng);
+                    }
+                    file.sync_point()
+                });
                 (file, 0, Work::Sync { point })
             }
             Operation::PunchHole { file, offset, len } => (

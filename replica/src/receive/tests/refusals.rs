@@ -18,10 +18,18 @@ use crate::testing::primary::{BLOCKS, Primary};
 fn every_flipped_byte_is_noticed() {
     let mut primary = Primary::new(1);
     primary.epoch = afterimage_format::ids::Epoch(1);
-    primary.write(0, 0, 3);
+    // Two chunks: only the one with the checkpoint is read for more than its checksum.
+    for (disk, first) in [(0, 0), (1, 0), (0, 5)] {
+        primary.write(disk, first, 30);
+    }
     primary.checkpoint("x");
-    let good = primary.segment(1, 2);
-    Verified::check(good.clone()).expect("good");
+    let good = primary.segment(1, 4);
+    let chunks = Verified::check(good.clone())
+        .expect("good")
+        .index()
+        .chunks
+        .len();
+    assert_eq!(chunks, 2);
     let step = (good.len() / 997).max(1);
     for at in (0..good.len())
         .step_by(step)

@@ -1,6 +1,8 @@
 //! Decoders: what is accepted is canonical, that is, it is encoded to the very bytes it came from.
 
+use crate::memory::within;
 use afterimage_format::checkpoint::CheckpointBody;
+use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::checksum::crc32c;
 use afterimage_format::claim::Claim;
 use afterimage_format::frame::decode::encode_descriptor;
@@ -14,6 +16,13 @@ use afterimage_format::ring_header::{RING_HEADER_BYTES, RingHeader};
 use afterimage_format::segment::{Footer, PassBeginBody, PassEndBody, SegmentIndex, verify};
 use afterimage_format::superblock::{Superblock, choose};
 use afterimage_format::wire::{FrameHeader, Message};
+
+/// What the check of a decoder may hold at a time, whatever its input announces.
+const MEMORY: usize = 64 << 10;
+/// And that for each byte of input.
+const MEMORY_FACTOR: usize = 16;
+/// A segment's payloads are decoded chunk by chunk.
+const SEGMENT_MEMORY: usize = 3 << 20;
 
 /// As many bytes as `len`: cut, or filled up with zeroes.
 fn sized(data: &[u8], len: usize) -> Vec<u8> {
@@ -58,6 +67,10 @@ fn seal_frame(frame: &mut [u8]) {
 }
 
 pub(crate) fn frame(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_frame(data));
+}
+
+fn check_frame(data: &[u8]) {
     let blocks = data.len().div_ceil(BLOCK_SIZE).clamp(1, 4);
     let mut bytes = sized(data, blocks * BLOCK_SIZE);
     for _ in 0..2 {
@@ -85,6 +98,12 @@ pub(crate) fn frame(data: &[u8]) {
 }
 
 pub(crate) fn superblock(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || {
+        check_superblock(data)
+    });
+}
+
+fn check_superblock(data: &[u8]) {
     let mut bytes = sized(data, BLOCK_SIZE);
     for _ in 0..2 {
         for copy in 0..2 {
@@ -98,6 +117,12 @@ pub(crate) fn superblock(data: &[u8]) {
 }
 
 pub(crate) fn ring_header(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || {
+        check_ring_header(data)
+    });
+}
+
+fn check_ring_header(data: &[u8]) {
     let mut bytes = sized(data, RING_HEADER_BYTES);
     for _ in 0..2 {
         if let Ok(header) = RingHeader::decode(&bytes) {
@@ -110,6 +135,10 @@ pub(crate) fn ring_header(data: &[u8]) {
 }
 
 pub(crate) fn claim(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_claim(data));
+}
+
+fn check_claim(data: &[u8]) {
     let mut bytes = sized(data, 2 * BLOCK_SIZE);
     for _ in 0..2 {
         for copy in 0..2 {
@@ -145,6 +174,12 @@ fn seal_segment(bytes: &mut [u8]) {
 }
 
 pub(crate) fn segment(data: &[u8]) {
+    within(SEGMENT_MEMORY + MEMORY_FACTOR * data.len(), || {
+        check_segment(data)
+    });
+}
+
+fn check_segment(data: &[u8]) {
     let mut bytes = data.to_vec();
     for _ in 0..2 {
         let _ = Footer::decode(&bytes);
@@ -164,6 +199,10 @@ pub(crate) fn segment(data: &[u8]) {
 }
 
 pub(crate) fn manifest(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_manifest(data));
+}
+
+fn check_manifest(data: &[u8]) {
     let mut bytes = data.to_vec();
     for _ in 0..2 {
         if let Ok(object) = Manifest::decode(&bytes) {
@@ -182,6 +221,10 @@ pub(crate) fn manifest(data: &[u8]) {
 }
 
 pub(crate) fn wire(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_wire(data));
+}
+
+fn check_wire(data: &[u8]) {
     let Some((head, body)) = data.split_first_chunk::<8>() else {
         return;
     };
@@ -190,12 +233,17 @@ pub(crate) fn wire(data: &[u8]) {
         return;
     };
     if let Ok(message) = Message::decode(header.kind, body.to_vec().into()) {
-        let (header, body) = message.encode();
-        assert_eq!(Message::decode(header.kind, body), Ok(message));
+        let (header, again) = message.encode();
+        assert!(again == body, "not canonical");
+        assert_eq!(Message::decode(header.kind, again), Ok(message));
     }
 }
 
 pub(crate) fn nbd(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_nbd(data));
+}
+
+fn check_nbd(data: &[u8]) {
     for extended in [false, true] {
         if let Ok(header) = RequestHeader::decode(data, extended) {
             let mut again = Vec::new();
@@ -225,11 +273,18 @@ pub(crate) fn nbd(data: &[u8]) {
 }
 
 pub(crate) fn bodies(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_bodies(data));
+}
+
+fn check_bodies(data: &[u8]) {
     let block = sized(data, BLOCK_SIZE);
     for body in [data, &block] {
         if let Ok(checkpoint) = CheckpointBody::decode(body) {
             let again = checkpoint.encode();
             assert!(again.is_ok_and(|again| again == body), "not canonical");
+        }
+        if let Ok(confirm) = CheckpointConfirmBody::decode(body) {
+            assert!(confirm.encode() == body, "not canonical");
         }
         if let Ok(begin) = PassBeginBody::decode(body) {
             assert!(begin.encode() == body, "not canonical");

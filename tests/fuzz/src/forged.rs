@@ -248,3 +248,31 @@ fn assemble(header: &SegmentHeader, entries: &[u8], chunk: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&footer);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_are_whole_and_some_are_not() {
+        let continues = Continues {
+            group: GroupId::from_bytes([1; 16]),
+            log: LogId::from_bytes([2; 16]),
+            epoch: 1,
+            cursor: Cursor::default(),
+            pass: None,
+        };
+        let verifies = |seed: u8| {
+            let mut noise = vec![0; 400];
+            blake3::Hasher::new()
+                .update(&[seed])
+                .finalize_xof()
+                .fill(&mut noise);
+            let usual: Vec<u8> = noise.iter().map(|byte| byte % 202).collect();
+            let segment = segment(&mut Script::new(&usual), &continues);
+            afterimage_format::segment::verify(&segment).is_ok()
+        };
+        let whole = (0..200).filter(|seed| verifies(*seed)).count();
+        assert!((50..200).contains(&whole), "{whole} of 200");
+    }
+}

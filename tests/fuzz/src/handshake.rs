@@ -1,6 +1,10 @@
-//! The NBD handshake as a state machine: the server ends, without a panic, with bounded answers.
+//! The NBD handshake as a state machine. What must hold: the server ends; it answers the options that
+//! came whole, in order, each with answers of that option of which only the last is final; what it
+//! opens is the export, and only after GO or EXPORT_NAME; its answers are bounded.
 
 use afterimage_format::ids::{DiskIndex, GroupId};
+use afterimage_format::nbd::constants::{opt, rep};
+use afterimage_format::nbd::option::{OptionHeader, decode_reply, greeting};
 use afterimage_proxy::nbd::export::{
     BoxFuture, ExportInfo, Exports, ListedExport, OpenError, Peer, PeerAddress, Target,
 };
@@ -76,13 +80,68 @@ async fn speak(data: &[u8]) {
     client.shutdown().await.expect("closed");
     let (watch, exports) = (Watch::default(), OneDisk);
     let outcome = negotiate(server, peer, &TlsPolicy::Off, &watch, &exports).await;
+    let opened = matches!(outcome, Ok(Some(_)));
     if let Ok(Some(connected)) = &outcome {
         assert_eq!(connected.negotiated.export.name, "vm1/vda");
     }
+    let left = matches!(outcome, Ok(None));
     drop(outcome);
     let mut heard = Vec::new();
     client.read_to_end(&mut heard).await.expect("an end");
     // An option is at least 16 bytes long.
     let answers = 2 + data.len() / 16;
     assert!(heard.len() <= answers * ANSWER_MAX, "{} bytes", heard.len());
+    judge(data, &heard, opened, left);
+}
+
+/// What was said and heard, option by option.
+fn judge(said: &[u8], heard: &[u8], opened: bool, left: bool) {
+    let mut heard = heard.strip_prefix(&greeting()[..]).expect("a greeting");
+    let options = options(said.get(4..).unwrap_or_default());
+    for option in &options {
+        if heard.is_empty() {
+            break;
+        }
+        if *option == opt::EXPORT_NAME {
+            assert!(
+                opened && [10, 134].contains(&heard.len()),
+                "no answer to EXPORT_NAME"
+            );
+            return;
+        }
+        let mut last = false;
+        while !last {
+            let (head, rest) = heard.split_first_chunk().expect("a whole answer");
+            let (to, kind, len) = decode_reply(head).expect("an answer");
+            let (data, rest) = rest.split_at_checked(len as usize).expect("all of it");
+            assert_eq!(to, *option, "an answer to something else");
+            last = kind == rep::ACK || kind & rep::ERROR_BIT != 0;
+            assert!(last || [rep::SERVER, rep::INFO, rep::META_CONTEXT].contains(&kind));
+            assert!(kind != rep::ACK || data.is_empty());
+            heard = rest;
+            if kind == rep::ACK && *option == opt::GO {
+                assert!(opened && heard.is_empty(), "GO is the end");
+                return;
+            }
+            if kind == rep::ACK && *option == opt::ABORT {
+                assert!(left && heard.is_empty(), "ABORT is the end");
+                return;
+            }
+        }
+    }
+    assert!(heard.is_empty(), "an answer to nothing");
+    assert!(!opened, "opened without GO");
+}
+
+/// The options that came whole.
+fn options(mut said: &[u8]) -> Vec<u32> {
+    let mut options = Vec::new();
+    while let Some((head, rest)) = said.split_first_chunk()
+        && let Ok(header) = OptionHeader::decode(head)
+        && let Some((_, rest)) = rest.split_at_checked(header.length as usize)
+    {
+        options.push(header.option);
+        said = rest;
+    }
+    options
 }

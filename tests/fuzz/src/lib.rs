@@ -6,10 +6,12 @@
 
 mod answers;
 mod bytes_of;
+mod conversation;
 mod decoders;
 mod forged;
 mod handshake;
 mod intake;
+mod memory;
 mod receive;
 mod session;
 
@@ -40,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     target("nbd_handshake", handshake::run),
     target("receive", receive::run),
     target("intake", intake::run),
+    target("conversation", conversation::run),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8])) -> Target {

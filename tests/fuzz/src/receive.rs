@@ -24,10 +24,10 @@ use bytes::Bytes;
 use futures::executor::block_on;
 
 const BLOCKS: u64 = 16;
-const NAME: &str = "vm1";
+pub(crate) const NAME: &str = "vm1";
 const STEPS_MAX: usize = 64;
 
-fn group() -> GroupId {
+pub(crate) fn group() -> GroupId {
     GroupId::from_bytes([1; 16])
 }
 
@@ -40,18 +40,19 @@ fn disks() -> Vec<DiskEntry> {
 }
 
 /// One log of the group: its records, and the chain after each.
-struct Log {
+pub(crate) struct Log {
     id: LogId,
-    epoch: Epoch,
+    pub(crate) epoch: Epoch,
     records: Vec<(RecordMeta, Vec<u8>)>,
-    chain: Vec<RecordChain>,
+    /// After each record, and before the first.
+    pub(crate) chain: Vec<RecordChain>,
     session: Option<Session>,
     acked: Lsn,
 }
 
 impl Log {
     /// A log that begins with a base: everything reads zero.
-    fn new(id: u8) -> Self {
+    pub(crate) fn new(id: u8) -> Self {
         let mut log = Self {
             id: LogId::from_bytes([id; 16]),
             epoch: Epoch(0),
@@ -76,7 +77,7 @@ impl Log {
         log
     }
 
-    fn append(&mut self, op: Op, first_block: u64, block_count: u32, payload: Vec<u8>) {
+    pub(crate) fn append(&mut self, op: Op, first_block: u64, block_count: u32, payload: Vec<u8>) {
         let lsn = self.records.len() as u64 + 1;
         let meta = RecordMeta {
             lsn: Lsn(lsn),
@@ -98,12 +99,17 @@ impl Log {
         self.records.push((meta, payload));
     }
 
-    fn last(&self) -> usize {
+    pub(crate) fn write(&mut self, script: &mut Script<'_>) {
+        let block = script.below(BLOCKS as usize) as u64;
+        self.append(Op::Write, block, 1, vec![script.byte(); BLOCK_SIZE]);
+    }
+
+    pub(crate) fn last(&self) -> usize {
         self.records.len()
     }
 
     /// Records `from..=to` as a segment under the epoch that this log believes in.
-    fn segment(&self, from: usize, to: usize) -> Option<Bytes> {
+    pub(crate) fn segment(&self, from: usize, to: usize) -> Option<Bytes> {
         let spec = SegmentSpec {
             kind: SegmentKind::Log,
             flags: SegmentFlags {
@@ -127,7 +133,7 @@ impl Log {
         builder.seal().map(|sealed| sealed.bytes)
     }
 
-    fn hello(&self, epoch: Epoch, demands_epoch: bool) -> Hello {
+    pub(crate) fn hello(&self, epoch: Epoch, demands_epoch: bool) -> Hello {
         Hello {
             group: group(),
             name: NAME.into(),
@@ -157,10 +163,7 @@ async fn play(mut script: Script<'_>) {
         let log = &mut logs[script.below(2)];
         match what {
             0 | 1 => say_hello(&receiver, log, &mut script).await,
-            2 => {
-                let block = script.below(BLOCKS as usize) as u64;
-                log.append(Op::Write, block, 1, vec![script.byte(); BLOCK_SIZE]);
-            }
+            2 => log.write(&mut script),
             3 => log.append(Op::Trim, script.below(8) as u64, 3, Vec::new()),
             // What comes next, or anything else of this log.
             4..=7 => {

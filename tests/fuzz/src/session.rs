@@ -105,7 +105,7 @@ impl Talk {
         } else {
             Vec::new()
         };
-        let session = Session::new(SessionConfig {
+        let config = SessionConfig {
             connection: 3,
             size: SIZE,
             read_only: flags & 1 != 0,
@@ -114,11 +114,13 @@ impl Talk {
             contexts,
             inline_payload_max: INLINE,
             budget: budget.clone(),
-        });
+        };
+        let client = Client::new(&config);
+        let session = Session::new(config);
         Self {
             session,
             budget,
-            client: Client::new(form, flags & 1 != 0, flags & 2 != 0),
+            client,
             received: Vec::new(),
             open: Vec::new(),
         }

@@ -2,7 +2,8 @@
 
 Each script is a process in a process group of its own, with its output in
 target/test-logs/FOLDER/NAME.log and a time limit (a line `# limit: SECONDS` in
-the script changes it). Two run at a time: most of them wait most of the time.
+the script changes it). Three run at a time, since most of them wait most of the time;
+of those with guests two.
 Whatever is left of a script's group afterwards is ended by the group's id and
 counts as a failure. The last line is `N passed, N failed`.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 LOGS = TESTS.parent / "target/test-logs"
 LIMIT_SECONDS = 300
-AT_ONCE = 2
+AT_ONCE, GUESTS_AT_ONCE = 3, 2
 NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk", "write_log"}
 
 
@@ -101,7 +102,7 @@ def main():
         signal.signal(number, interrupted)
     # Those that take longest by their own word begin first.
     chosen = sorted(scripts(folder, names), key=limit_seconds, reverse=True)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(GUESTS_AT_ONCE if folder == "vm" else AT_ONCE) as pool:
         outcomes = list(pool.map(report, chosen))
     passed = sum(outcomes)
     failed = len(outcomes) - passed

@@ -4,6 +4,7 @@
 use super::PEER_NAME_BYTES_MAX;
 use super::envelope::{Kind, ObjectError};
 use crate::cursor::{CursorError, Put, Reader};
+use crate::frame::entry::BLOCKS_END;
 use crate::ids::{BLOCK_SIZE, DISKS_MAX, DiskId, Epoch, GroupId, LogId, Lsn};
 use crate::names::{self, NAME_BYTES_MAX};
 
@@ -52,7 +53,8 @@ impl DiskEntry {
         let size_bytes = reader.u64("disk size")?;
         let name = reader.string(NAME_BYTES_MAX, "disk name")?;
         names::validate(&name).map_err(|_| CursorError::Invalid("disk name"))?;
-        if size_bytes > u64::MAX - BLOCK_SIZE as u64 {
+        // As in a log: no record names a block behind it, and byte offsets can be counted.
+        if size_bytes.div_ceil(BLOCK_SIZE as u64) > BLOCKS_END {
             return Err(CursorError::Invalid("disk size"));
         }
         Ok(Self {

@@ -150,6 +150,19 @@ fn names_that_leave_a_folder_are_refused() {
     }
 }
 
+/// Found by fuzzing: what reads the last blocks of such a disk counted past the end of all numbers.
+#[test]
+fn disks_that_no_log_can_name_are_refused() {
+    let decoded = |size_bytes| {
+        let mut manifest = manifest();
+        manifest.disks[1].size_bytes = size_bytes;
+        Manifest::decode(&manifest.encode()).is_ok()
+    };
+    assert!(decoded(1 << 63));
+    assert!(!decoded((1 << 63) + 1));
+    assert!(!decoded(u64::MAX));
+}
+
 #[test]
 fn epochs_ascend() {
     let mut wrong = manifest();

@@ -152,6 +152,31 @@ fn check_claim(data: &[u8]) {
     }
 }
 
+/// Puts the checksums of a segment's chunks into their table.
+fn seal_chunks(bytes: &mut [u8], footer: usize) {
+    const ENTRY: usize = 24;
+    const CHUNKS_MAX: usize = 8;
+    let number = |bytes: &[u8], at: usize, len: usize| {
+        let digits = bytes[at..at + len].iter().rev();
+        digits.fold(0, |number: usize, byte| {
+            number.wrapping_shl(8) | usize::from(*byte)
+        })
+    };
+    let table = number(bytes, footer + 24, 8);
+    for entry in 0..number(bytes, footer + 44, 4).min(CHUNKS_MAX) {
+        let at = table.saturating_add(entry * ENTRY);
+        if at.saturating_add(ENTRY) > footer {
+            return;
+        }
+        let start = number(bytes, at, 8);
+        let end = start.saturating_add(number(bytes, at + 8, 4));
+        if let Some(stored) = bytes.get(start..end) {
+            let crc = crc32c(stored).to_le_bytes();
+            bytes[at + 16..at + 20].copy_from_slice(&crc);
+        }
+    }
+}
+
 /// Makes hashes and checksums of a segment right, as far as its footer makes sense.
 fn seal_segment(bytes: &mut [u8]) {
     const HEADER: usize = 256;
@@ -166,6 +191,7 @@ fn seal_segment(bytes: &mut [u8]) {
         .try_into()
         .expect("eight bytes");
     let index = usize::try_from(u64::from_le_bytes(offset)).map_or(footer, |at| at.min(footer));
+    seal_chunks(bytes, footer);
     let index_hash = *blake3::hash(&bytes[index..footer]).as_bytes();
     bytes[footer + 48..footer + 80].copy_from_slice(&index_hash);
     let content_hash = *blake3::hash(&bytes[..footer]).as_bytes();
@@ -183,6 +209,16 @@ fn check_segment(data: &[u8]) {
     let mut bytes = data.to_vec();
     for _ in 0..2 {
         let _ = Footer::decode(&bytes);
+        if let Ok(index) = SegmentIndex::of_segment(&bytes) {
+            for (number, info) in index.chunks.iter().enumerate() {
+                let range = info.range();
+                let stored = bytes.get(range.start as usize..range.end as usize);
+                let stored = stored.expect("the index lies behind the chunks");
+                if let Ok(raw) = info.decode(number as u32, stored) {
+                    assert_eq!(raw.len(), info.raw_len as usize);
+                }
+            }
+        }
         let _ = SegmentIndex::decode(&bytes);
         if let Ok(index) = verify(&bytes) {
             // What is verified can be read as well.

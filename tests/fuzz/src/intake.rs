@@ -10,7 +10,7 @@ use crate::forged::{self, Continues};
 use afterimage_format::ids::{BLOCK_SIZE, DiskId, DiskIndex, Epoch, GroupId, LogId, Lsn};
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::segment::SinkId;
-use afterimage_format::wire::{Cursor, Hello, HelloReply, Resume};
+use afterimage_format::wire::{Cursor, Hello, HelloReply, Message, Resume};
 use afterimage_replica::group::Group;
 use afterimage_replica::history::Position;
 use afterimage_replica::image::{ChunkCache, Image};
@@ -21,7 +21,7 @@ use afterimage_replica::verify::verify;
 use futures::executor::block_on;
 use std::sync::Arc;
 
-const BLOCKS: u64 = 16;
+const DISK_BYTES: u64 = 16 * BLOCK_SIZE as u64;
 const NAME: &str = "vm1";
 const STEPS_MAX: usize = 12;
 const GROUP: GroupId = GroupId::from_bytes([1; 16]);
@@ -38,6 +38,8 @@ struct Talk {
     epoch: Epoch,
     session: Option<Session>,
     at: Resume,
+    /// Size of the disk.
+    bytes: u64,
 }
 
 async fn play(mut script: Script<'_>) {
@@ -48,6 +50,7 @@ async fn play(mut script: Script<'_>) {
         epoch: Epoch(0),
         session: None,
         at: nothing(),
+        bytes: DISK_BYTES,
     };
     for _ in 0..STEPS_MAX {
         if script.is_empty() {
@@ -57,7 +60,8 @@ async fn play(mut script: Script<'_>) {
             0 => {
                 talk.epoch = Epoch(forged::number(&mut script, talk.epoch.0));
                 talk.log = LogId::from_bytes([2 + script.byte() % 3; 16]);
-                talk.hello(script.below(4) == 0).await;
+                talk.bytes = forged::number(&mut script, talk.bytes);
+                talk.hello(script.below(4) == 1).await;
             }
             1 => talk.receiver = Receiver::new(repository.clone()),
             _ => talk.send(&mut script).await,
@@ -100,10 +104,15 @@ impl Talk {
             disks: vec![DiskEntry {
                 disk: DiskId::from_bytes([2; 16]),
                 name: "vda".into(),
-                size_bytes: BLOCKS * BLOCK_SIZE as u64,
+                size_bytes: self.bytes,
             }],
         };
         self.session = None;
+        // Only what comes through the wire reaches a receiver.
+        let (header, body) = Message::Hello(hello).encode();
+        let Ok(Message::Hello(hello)) = Message::decode(header.kind, body) else {
+            return;
+        };
         let Ok(opened) = self.receiver.hello(&hello, &Peer::Direct, 1).await else {
             return;
         };
@@ -175,8 +184,12 @@ async fn look(group: &Arc<Group>, points: &PointList) {
             lsn: Lsn(lsn),
         };
         let image = Image::open(group.clone(), at, cache.clone()).expect("listed, so there");
-        let mut content = vec![0; BLOCKS as usize * BLOCK_SIZE];
-        let read = image.read(DiskIndex(0), 0, &mut content).await;
-        read.expect("listed, so readable");
+        // From the start, and the last bytes.
+        let size = image.size(DiskIndex(0)).expect("a disk");
+        let mut content = vec![0; size.min(DISK_BYTES) as usize];
+        for offset in [0, size - content.len() as u64] {
+            let read = image.read(DiskIndex(0), offset, &mut content).await;
+            read.expect("listed, so readable");
+        }
     }
 }

@@ -81,13 +81,15 @@ pub(crate) fn run(data: &[u8]) {
             5 => talk.read(1 + script.below(4), 1 + script.below(256)),
             6 if script.byte() == 0 => {
                 talk.session.close_input();
+                // What waited for room is not looked at any more.
+                talk.received.clear();
                 closed = true;
             }
             // A request that makes sense.
             7 => talk.ask(&mut script),
             _ => {}
         }
-        came += talk.received.len() - have;
+        came += talk.received.len().saturating_sub(have);
         closed |= talk.steps();
     }
     talk.end(flags & 8 != 0);

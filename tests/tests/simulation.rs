@@ -18,6 +18,10 @@ const FOUND: &[(u64, &str)] = &[
         5876,
         "a bit of the ring's last closed frame flipped, and what followed it was taken for nothing",
     ),
+    (
+        71137,
+        "what a failed sync had lost looked like a hole, and a pass left it out",
+    ),
 ];
 
 #[test]

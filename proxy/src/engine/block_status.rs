@@ -6,6 +6,7 @@ use super::request::{Extent, ReplyBody, RequestError, RequestId};
 use crate::io::{FileId, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex};
 use rangemap::{RangeMap, RangeSet};
+use std::iter;
 use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -48,7 +49,8 @@ impl<S: Storage> Engine<S> {
 
     /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, in the
     /// backing or in the ring: ascending, disjoint, at most `ranges_max`. Empty when there are none
-    /// up to the disk's end.
+    /// up to the disk's end. While a backing is brought up to date after a failed sync it is not
+    /// asked, and everything may.
     ///
     /// # Errors
     /// The backing cannot say what is allocated.
@@ -63,6 +65,10 @@ impl<S: Storage> Engine<S> {
         let from = from_block << BLOCK_SHIFT;
         if from >= size || ranges_max == 0 {
             return Ok(Vec::new());
+        }
+        if self.redo.is_some() {
+            // What a failed sync lost may look like a hole; all of it is there again afterwards.
+            return Ok(iter::once(from_block..disk_end).collect());
         }
         let file = FileId::backing(disk);
         let runs = self

@@ -22,6 +22,10 @@ const FOUND: &[(u64, &str)] = &[
         71137,
         "what a failed sync had lost looked like a hole, and a pass left it out",
     ),
+    (
+        155_269,
+        "the end of a pass waited for room while its session ended; the next one sent more blocks, and nobody noticed that the replica dropped the pass",
+    ),
 ];
 
 #[test]

@@ -118,16 +118,15 @@ impl Epoch {
     /// Where a primary of this epoch goes on.
     #[must_use]
     pub fn resume(&self) -> Resume {
-        let completed = self
-            .bases
-            .iter()
-            .rev()
-            .find(|base| base.completed_at().is_some());
+        // The records up to the cursor build on the newest base: that an older one is complete helps
+        // nobody behind the gap.
+        let base = self.bases.last();
+        let completed = base.filter(|base| base.completed_at().is_some());
         Resume {
             epoch: self.number,
             cursor: self.cursor,
             completed_pass: completed.map_or(Lsn::ZERO, |base| base.begin),
-            active_pass: self.bases.last().and_then(Base::active_pass),
+            active_pass: base.and_then(Base::active_pass),
         }
     }
 

@@ -392,5 +392,25 @@ fn a_pass_that_does_not_add_up_gives_no_base() {
         assert_eq!(status.passes_dropped, 1);
         assert!(status.alarm.is_some());
         assert_eq!(session.group().history().latest(), None);
+
+        // Also when an older base is whole: what comes behind the gap does not build on it.
+        for (promised, completed) in [(3, true), (4, false)] {
+            let begin = primary.pass_begin(true);
+            let blocks = primary.blocks_from(0, 0, 3);
+            let (bytes, chain) = primary.pass_segment(begin, none, &blocks);
+            let end = primary.pass_end(begin, promised, chain);
+            let segments = [
+                primary.segment(begin, begin),
+                bytes,
+                primary.segment(end, end),
+            ];
+            for bytes in segments {
+                let ack = session.give(bytes).await.expect("stored");
+                assert!(ack.completed_pass == Lsn::ZERO || ack.completed_pass.0 == begin);
+            }
+            let resume = session.resume();
+            let wanted = if completed { Lsn(begin) } else { Lsn::ZERO };
+            assert_eq!((resume.completed_pass, resume.active_pass), (wanted, None));
+        }
     });
 }

@@ -49,6 +49,9 @@ pub struct Memory {
     damaged: Option<Lsn>,
     /// The sink has fenced an epoch that it did not give, at its first contact with this log.
     demands_epoch: bool,
+    /// `PassBegin` of the pass whose `PassEnd` was given to the group. It may wait there for room
+    /// long after its session has ended.
+    ending: Lsn,
     /// The last session got an acknowledgement.
     pub(super) progressed: bool,
 }
@@ -77,6 +80,9 @@ pub enum SessionError {
     /// The sink counts other pass blocks than were sent.
     #[error("the sink has other blocks of pass {0} than were sent; a new pass is needed")]
     PassNumbers(Lsn),
+    /// The sink found other blocks than the end of the pass says.
+    #[error("the sink has dropped pass {0}, which does not add up; a new pass is needed")]
+    PassDropped(Lsn),
     /// Another sink made the group take a new epoch.
     #[error("the group is in epoch {0} now")]
     EpochChanged(Epoch),

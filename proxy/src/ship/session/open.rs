@@ -29,6 +29,8 @@ pub(super) struct Opened {
     pub(super) pass: Option<Pass>,
     /// Before this record was read, the pass must not go on: its end may be in the log already.
     pub(super) pass_held_until: Lsn,
+    /// All of the pass was sent; its end is on its way into the log, or in it.
+    pub(super) pass_ends: bool,
     /// As in the sink's answer.
     pub(super) resume: Resume,
 }
@@ -123,11 +125,11 @@ impl Opening<'_> {
             self.note_divergence("the sink no longer has records that it had acknowledged");
         }
         let reason = match plan(&situation, self.context.sink) {
-            Plan::Continue => return self.go_on(source).await.map(Some),
+            Plan::Continue => return self.go_on(memory, source).await.map(Some),
             Plan::Diverged => return Ok(self.diverged()),
             Plan::NewBase(reason) => reason,
             Plan::Walk(walk) => match self.walk(walk, source).await? {
-                Verdict::Same => return self.go_on(source).await.map(Some),
+                Verdict::Same => return self.go_on(memory, source).await.map(Some),
                 Verdict::Different => return Ok(self.diverged()),
                 Verdict::Unproven => BaseReason::Unproven,
             },
@@ -187,7 +189,11 @@ impl Opening<'_> {
         Ok(walk.verdict())
     }
 
-    async fn go_on(&self, source: &mut dyn RecordSource) -> Result<Opened, SessionError> {
+    async fn go_on(
+        &self,
+        memory: &Memory,
+        source: &mut dyn RecordSource,
+    ) -> Result<Opened, SessionError> {
         let cutter = self.cutter();
         source.seek(cutter.next()).await?;
         let active = self.resume.active_pass.as_ref();
@@ -197,6 +203,7 @@ impl Opening<'_> {
             cursor: self.resume.cursor,
             pass: active.map(|at| Pass::new(self.stream(), &self.disk_bytes(), at)),
             pass_held_until: self.context.port.progress().borrow().appended,
+            pass_ends: active.is_some_and(|at| at.begin == memory.ending),
             resume: self.resume,
         })
     }
@@ -254,6 +261,7 @@ impl Opening<'_> {
                 &Pass::start(begin),
             )),
             pass_held_until: begin,
+            pass_ends: false,
             resume: self.resume,
         })
     }

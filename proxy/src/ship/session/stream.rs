@@ -31,7 +31,7 @@ enum Phase {
     Sending,
     /// All blocks were sent; their acknowledgement is awaited.
     Sent,
-    /// `PassEnd` is in the log and travels like any record.
+    /// `PassEnd` is in the log, or waits for room there, and travels like any record.
     Ending,
 }
 
@@ -90,7 +90,11 @@ impl<'a> Streaming<'a> {
             cut: VecDeque::new(),
             pass: opened.pass.map(|pass| Driven {
                 pass,
-                phase: Phase::Held(opened.pass_held_until),
+                phase: if opened.pass_ends {
+                    Phase::Ending
+                } else {
+                    Phase::Held(opened.pass_held_until)
+                },
                 ready: None,
             }),
             active_at_sink: opened.resume.active_pass,
@@ -308,6 +312,8 @@ impl<'a> Streaming<'a> {
             blocks,
             chain,
         };
+        // From here on it may come into the log, whatever becomes of this session.
+        self.memory.ending = begin;
         self.context
             .port
             .append(EventRecord {
@@ -346,6 +352,13 @@ impl<'a> Streaming<'a> {
             self.context
                 .status
                 .update(|s| s.state = SinkState::Streaming);
+        }
+        if let Some(driven) = &self.pass {
+            let begin = driven.pass.begin();
+            let is_there = ack.active_pass.is_some_and(|at| at.begin == begin);
+            if ack.cursor.lsn >= begin && !is_there {
+                return Err(SessionError::PassDropped(begin));
+            }
         }
         if let Some(wall_ns) = wall_ns {
             self.context.status.update(|s| {

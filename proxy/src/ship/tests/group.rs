@@ -31,6 +31,8 @@ pub(super) struct State {
     durable: u64,
     /// New records do not become durable by themselves.
     held: bool,
+    /// Events that wait for room in the log, while there is none.
+    pub(super) waiting: Option<Vec<EventRecord>>,
 }
 
 pub(super) struct FakeGroup {
@@ -74,6 +76,7 @@ impl FakeGroup {
             oldest: 1,
             durable: 0,
             held: false,
+            waiting: None,
         };
         let (progress, _) = watch::channel(LogProgress {
             oldest: Lsn(1),
@@ -152,6 +155,21 @@ impl FakeGroup {
             state.durable = state.next - 1;
         }
         self.publish(&state);
+    }
+
+    /// From now on there is no room for events, until [`FakeGroup::make_room`].
+    pub(super) fn fill(&self) {
+        self.lock().waiting = Some(Vec::new());
+    }
+
+    /// What waited for room gets its LSN. How many did.
+    pub(super) fn make_room(&self) -> usize {
+        let waiting = self.lock().waiting.take().unwrap_or_default();
+        let count = waiting.len();
+        for event in waiting {
+            self.event(event.op, event.body);
+        }
+        count
     }
 
     /// Drops the log's records below.
@@ -238,6 +256,10 @@ impl GroupPort for FakeGroup {
     }
 
     fn append(&self, event: EventRecord) -> BoxFuture<'_, Result<Lsn, PortError>> {
+        if let Some(waiting) = &mut self.lock().waiting {
+            waiting.push(event);
+            return Box::pin(std::future::pending());
+        }
         let lsn = self.event(event.op, event.body);
         Box::pin(async move { Ok(lsn) })
     }

@@ -35,6 +35,8 @@ pub(super) struct Replica {
     pub(super) url: Option<String>,
     /// Refuses the end of the next pass.
     pub(super) loses_pass_blocks: bool,
+    /// Drops the next pass at its end, and acknowledges the record.
+    pub(super) drops_pass: bool,
 }
 
 /// Any connection.
@@ -227,6 +229,9 @@ impl Replica {
             return Ok(());
         };
         self.active = None;
+        if std::mem::take(&mut self.drops_pass) {
+            return Ok(());
+        }
         if (active.blocks, active.chain) != (body.blocks, body.chain) || self.loses_pass_blocks {
             self.loses_pass_blocks = false;
             return Err(refuse(ErrorCode::PassMismatch, "pass numbers"));

@@ -141,6 +141,45 @@ async fn the_end_of_a_pass_may_be_on_its_way_when_the_connection_breaks() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_end_of_a_pass_may_wait_for_room_while_the_connection_breaks() {
+    let group = loaded_group();
+    let mut rig = Rig::start(group.clone(), config());
+    let mut replica = Replica::default();
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    peer.serve(&mut replica, |r| r.active.is_some()).await;
+    group.fill();
+    let minute = Duration::from_secs(60);
+    let quiet = tokio::time::timeout(minute, peer.serve(&mut replica, |_| false)).await;
+    assert!(quiet.is_err(), "the connection ended");
+    drop(peer);
+    // A block behind the pass's place is allocated meanwhile: it must not be sent as part of it.
+    group.write(1, 40, &block(1));
+    let sent = replica.pass_segments;
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    let _ = tokio::time::timeout(minute, peer.serve(&mut replica, |_| false)).await;
+    assert_eq!(group.make_room(), 1);
+    catch_up(&rig, &mut peer, &mut replica).await;
+    assert_eq!((replica.pass_segments, replica.gaps.len()), (sent, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_the_sink_has_dropped_is_done_again() {
+    let group = loaded_group();
+    let mut rig = Rig::start(group.clone(), config());
+    let mut replica = Replica {
+        drops_pass: true,
+        ..Replica::default()
+    };
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    peer.serve(&mut replica, |r| r.completed != Lsn::ZERO).await;
+    assert_eq!(replica.completed, Lsn::ZERO);
+    drop(peer);
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    catch_up(&rig, &mut peer, &mut replica).await;
+    assert_eq!(replica.gaps.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pass_that_does_not_add_up_is_done_again() {
     let group = loaded_group();
     let mut rig = Rig::start(group.clone(), config());

@@ -4,7 +4,6 @@ use super::open::Opened;
 use super::{Context, Memory, SessionError};
 use crate::engine::event::EventRecord;
 use crate::engine::request::LogProgress;
-use crate::ship::Tuning;
 use crate::ship::cutter::{CutSegment, Cutter};
 use crate::ship::pass::{PASS_RANGES_MAX, Pass, PassSegment, Step};
 use crate::ship::port::{GroupPort, PortError};
@@ -13,6 +12,7 @@ use crate::ship::sink::SinkConnection;
 use crate::ship::source::{Record, RecordSource};
 use crate::ship::status::SinkState;
 use crate::ship::window::{Sent, Window};
+use crate::ship::{BoxFuture, Tuning};
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::PassEndBody;
@@ -54,6 +54,9 @@ pub(super) struct Streaming<'a> {
     window: Window,
     cut: VecDeque<CutSegment>,
     pass: Option<Driven>,
+    /// `PassEnd` on its way into the log, which may be full for long: the log can only be trimmed if
+    /// records and acknowledgements go on meanwhile.
+    appending: Option<BoxFuture<'a, Result<Lsn, PortError>>>,
     active_at_sink: Option<ActivePass>,
     rate: RateLimit,
     tuning: watch::Receiver<Tuning>,
@@ -97,6 +100,7 @@ impl<'a> Streaming<'a> {
                 },
                 ready: None,
             }),
+            appending: None,
             active_at_sink: opened.resume.active_pass,
             rate: RateLimit::new(context.tuning.borrow().pass_bytes_per_second),
             tuning: context.tuning.clone(),
@@ -110,6 +114,7 @@ impl<'a> Streaming<'a> {
             self.check_epoch()?;
             self.retune();
             self.take_acks().await?;
+            self.append_on().await?;
             let mut moved = self.send_cut().await?;
             if self.may_read() {
                 moved |= self.read_log().await?;
@@ -271,7 +276,7 @@ impl<'a> Streaming<'a> {
                 }
                 None => self.read_pass(driven).await,
             },
-            Phase::Sent if self.window.pass_segments() == 0 => self.end_pass(driven).await,
+            Phase::Sent if self.window.pass_segments() == 0 => self.end_pass(driven),
             Phase::Held(_) | Phase::Sent | Phase::Ending => Ok(false),
         }
     }
@@ -297,7 +302,7 @@ impl<'a> Streaming<'a> {
     }
 
     /// Every block is durable at the sink: says so in the log, if the sink counts the same.
-    async fn end_pass(&mut self, driven: &mut Driven) -> Result<bool, SessionError> {
+    fn end_pass(&mut self, driven: &mut Driven) -> Result<bool, SessionError> {
         let begin = driven.pass.begin();
         let Some(at_sink) = self.active_at_sink.filter(|at| at.begin == begin) else {
             return Ok(false);
@@ -314,19 +319,25 @@ impl<'a> Streaming<'a> {
         };
         // From here on it may come into the log, whatever becomes of this session.
         self.memory.ending = begin;
-        self.context
-            .port
-            .append(EventRecord {
-                op: Op::PassEnd,
-                disk: DiskIndex(0),
-                first_block: 0,
-                block_count: 0,
-                aux: 0,
-                body: body.encode(),
-            })
-            .await?;
+        self.appending = Some(self.context.port.append(EventRecord {
+            op: Op::PassEnd,
+            disk: DiskIndex(0),
+            first_block: 0,
+            block_count: 0,
+            aux: 0,
+            body: body.encode(),
+        }));
         driven.phase = Phase::Ending;
         Ok(true)
+    }
+
+    /// Takes the append one step further, without waiting for it.
+    async fn append_on(&mut self) -> Result<(), SessionError> {
+        tokio::select! {
+            biased;
+            appended = appended(&mut self.appending) => appended,
+            () = std::future::ready(()) => Ok(()),
+        }
     }
 
     /// Takes an acknowledgement if one is there.
@@ -386,6 +397,7 @@ impl<'a> Streaming<'a> {
             }
             changed = self.progress.changed() => changed.map_err(|_| PortError::Gone.into()),
             () = changes(&mut self.tuning) => Ok(()),
+            appended = appended(&mut self.appending) => appended,
             () = tokio::time::sleep_until(at), if deadline.is_some() => Ok(()),
         }
     }
@@ -406,6 +418,19 @@ impl<'a> Streaming<'a> {
             s.pass = pass;
         });
     }
+}
+
+/// Waits until what is being appended has its LSN; for ever when nothing is.
+async fn appended(
+    appending: &mut Option<BoxFuture<'_, Result<Lsn, PortError>>>,
+) -> Result<(), SessionError> {
+    let Some(append) = appending else {
+        return std::future::pending().await;
+    };
+    let result = append.await;
+    *appending = None;
+    result?;
+    Ok(())
 }
 
 /// Waits for other settings; for ever when nobody is left to give them.

@@ -148,15 +148,23 @@ async fn the_end_of_a_pass_may_wait_for_room_while_the_connection_breaks() {
     let mut peer = reconnect(&mut rig, &mut replica).await;
     peer.serve(&mut replica, |r| r.active.is_some()).await;
     group.fill();
-    let minute = Duration::from_secs(60);
-    let quiet = tokio::time::timeout(minute, peer.serve(&mut replica, |_| false)).await;
+    // Less than what a silent sink is given.
+    let while_idle = Duration::from_secs(5);
+    let quiet = tokio::time::timeout(while_idle, peer.serve(&mut replica, |_| false)).await;
     assert!(quiet.is_err(), "the connection ended");
+    // What is in the log still gets to the sink: nothing else makes room there.
+    group.write(0, 3, &block(2));
+    let quiet = tokio::time::timeout(while_idle, peer.serve(&mut replica, |_| false)).await;
+    assert!(quiet.is_err(), "the connection ended");
+    assert_eq!(replica.cursor.lsn, group.last());
     drop(peer);
     // A block behind the pass's place is allocated meanwhile: it must not be sent as part of it.
     group.write(1, 40, &block(1));
     let sent = replica.pass_segments;
     let mut peer = reconnect(&mut rig, &mut replica).await;
-    let _ = tokio::time::timeout(minute, peer.serve(&mut replica, |_| false)).await;
+    let quiet = tokio::time::timeout(while_idle, peer.serve(&mut replica, |_| false)).await;
+    assert!(quiet.is_err(), "the connection ended");
+    assert_eq!(replica.cursor.lsn, group.last());
     assert_eq!(group.make_room(), 1);
     catch_up(&rig, &mut peer, &mut replica).await;
     assert_eq!((replica.pass_segments, replica.gaps.len()), (sent, 1));
@@ -171,10 +179,12 @@ async fn a_pass_that_the_sink_has_dropped_is_done_again() {
         ..Replica::default()
     };
     let mut peer = reconnect(&mut rig, &mut replica).await;
+    // The session ends by itself, and says why.
     peer.serve(&mut replica, |r| r.completed != Lsn::ZERO).await;
     assert_eq!(replica.completed, Lsn::ZERO);
-    drop(peer);
     let mut peer = reconnect(&mut rig, &mut replica).await;
+    let error = rig.status.get().last_error.unwrap();
+    assert!(error.contains("has dropped pass"), "{error}");
     catch_up(&rig, &mut peer, &mut replica).await;
     assert_eq!(replica.gaps.len(), 2);
 }

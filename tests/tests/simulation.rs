@@ -19,6 +19,10 @@ const FOUND: &[(u64, &str)] = &[
         "a bit of the ring's last closed frame flipped, and what followed it was taken for nothing",
     ),
     (
+        134,
+        "a session ended between taking note of its pass's end and sending it: nobody sent it again",
+    ),
+    (
         71137,
         "what a failed sync had lost looked like a hole, and a pass left it out",
     ),

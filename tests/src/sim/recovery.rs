@@ -137,7 +137,17 @@ impl Run {
         let mut records = Vec::new();
         if let Some(running) = &mut self.running {
             let Life { engine, tap, .. } = &mut running.life;
-            records = tap.read(engine.storage_mut(), None);
+            let storage = engine.storage_mut();
+            records = tap.read(storage, None);
+            while let Some(released) = tap.skip(storage) {
+                let logged = tap::read_log(WorldFile("log"), released);
+                records.extend(logged.map_err(|error| format!("reading the log: {error}"))?);
+                let here = tap.read(storage, None);
+                if here.is_empty() {
+                    break;
+                }
+                records.extend(here);
+            }
         }
         for record in &records {
             self.take_record(record)?;
@@ -177,8 +187,8 @@ impl Run {
             ));
         }
         if began > self.head() {
-            let from = self.head() + 1;
-            let records = tap::read_log(WorldFile("log"), from, began);
+            let unseen = self.head() + 1..began + 1;
+            let records = tap::read_log(WorldFile("log"), unseen);
             let records = records.map_err(|error| format!("reading the recovered log: {error}"))?;
             for record in &records {
                 self.take_record(record)?;

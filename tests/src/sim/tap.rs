@@ -10,6 +10,7 @@ use afterimage_proxy::engine::start::LogStart;
 use afterimage_proxy::io::Storage;
 use afterimage_proxy::ship::log_source::FollowedLog;
 use afterimage_proxy::ship::source::SourceError;
+use std::ops::Range;
 
 /// One record with its payload.
 #[derive(Debug)]
@@ -96,6 +97,24 @@ impl RingTap {
         records
     }
 
+    /// When a process died right after it had begun frames that were never looked at here: goes on at
+    /// the first of them that is in the ring, wherever it is. Returns the records before it that have
+    /// been released and are in the log only.
+    pub fn skip(&mut self, storage: &impl Storage) -> Option<Range<u64>> {
+        let frames = (0..self.area_blocks).filter_map(|position| {
+            let start = match RingDescriptor::decode(area(storage, position, 1)).ok()? {
+                RingDescriptor::Closed(closed) => closed.header.start,
+                RingDescriptor::Open(open) => open.header.start,
+            };
+            let unseen = start.incarnation == self.incarnation && start.first_lsn.0 > self.seen;
+            unseen.then_some((start.number, position, start.first_lsn.0))
+        });
+        let (frame, position, first_lsn) = frames.min()?;
+        let missing = self.seen + 1..first_lsn;
+        (self.frame, self.position, self.seen) = (frame, position, first_lsn - 1);
+        Some(missing)
+    }
+
     fn find(&self, storage: &impl Storage) -> Option<(u64, u64, Vec<Entry>)> {
         let candidates = [self.position, 0];
         candidates.into_iter().find_map(|position| {
@@ -143,11 +162,15 @@ fn record(entry: &Entry, payload: Vec<u8>) -> Record {
     }
 }
 
-/// Records of the log file from `from` to `to`, both included.
+/// These records of the log file.
 ///
 /// # Errors
 /// The log does not hold them.
-pub fn read_log(file: WorldFile, from: u64, to: u64) -> Result<Vec<Record>, SourceError> {
+pub fn read_log(file: WorldFile, lsns: Range<u64>) -> Result<Vec<Record>, SourceError> {
+    if lsns.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (from, to) = (lsns.start, lsns.end - 1);
     let mut log = FollowedLog::open(file)?;
     let mut records = Vec::new();
     let mut next = from;

@@ -276,7 +276,7 @@ impl<'a> Streaming<'a> {
                 }
                 None => self.read_pass(driven).await,
             },
-            Phase::Sent if self.window.pass_segments() == 0 => self.end_pass(driven),
+            Phase::Sent if self.window.pass_segments() == 0 => self.end_pass(driven).await,
             Phase::Held(_) | Phase::Sent | Phase::Ending => Ok(false),
         }
     }
@@ -302,7 +302,7 @@ impl<'a> Streaming<'a> {
     }
 
     /// Every block is durable at the sink: says so in the log, if the sink counts the same.
-    fn end_pass(&mut self, driven: &mut Driven) -> Result<bool, SessionError> {
+    async fn end_pass(&mut self, driven: &mut Driven) -> Result<bool, SessionError> {
         let begin = driven.pass.begin();
         let Some(at_sink) = self.active_at_sink.filter(|at| at.begin == begin) else {
             return Ok(false);
@@ -317,7 +317,7 @@ impl<'a> Streaming<'a> {
             blocks,
             chain,
         };
-        // From here on it may come into the log, whatever becomes of this session.
+        // From here on it comes into the log, whatever becomes of this session.
         self.memory.ending = begin;
         self.appending = Some(self.context.port.append(EventRecord {
             op: Op::PassEnd,
@@ -328,6 +328,8 @@ impl<'a> Streaming<'a> {
             body: body.encode(),
         }));
         driven.phase = Phase::Ending;
+        // It is on its way once it was polled.
+        self.append_on().await?;
         Ok(true)
     }
 

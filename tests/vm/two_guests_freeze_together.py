@@ -16,7 +16,7 @@ from harness.process import expect, expect_equal, run, say, scratch, wait_until
 from harness.server import Afterimage
 from vm.guest import Guest, copy_root, nbd_root
 
-HELD_SECONDS = 2.5
+HELD_SECONDS = 4.0
 # Writes to a file of each file system all the time. $1 is where, $2 its name on the console.
 TICKS = """
 while :; do
@@ -28,10 +28,16 @@ done
 """
 
 
+def ticks(guest, name, since):
+    """Times of the ticks that were told after the console was `since` long, in the guest's seconds."""
+    told = re.findall(rf"^{name} ([0-9.]+)\r?$", guest.console()[since:], re.MULTILINE)
+    return [float(tick) for tick in told]
+
+
 def longest_pause(guest, name, since):
-    """The longest time between two ticks, of those told after the console was `since` long."""
-    ticks = [float(tick) for tick in re.findall(rf"^{name} ([0-9.]+)\r?$", guest.console()[since:], re.MULTILINE)]
-    return max((after - before for before, after in zip(ticks, ticks[1:])), default=0.0)
+    """Between which two ticks the most time went by."""
+    told = ticks(guest, name, since)
+    return max(zip(told, told[1:]), key=lambda pair: pair[1] - pair[0])
 
 
 def ticks_on(guest, name):
@@ -75,9 +81,11 @@ with scratch() as folder:
                 ticks_on(guest, name)
             guest.release_agent()
         first, second = Relay(relays[0], one.agent_path), Relay(relays[1], two.agent_path)
-        said = server.cli("guest", "check", "vm1").stdout
+        # An agent of a busy guest may not answer within the command's patience.
+        ready = lambda: (seen := server.cli("guest", "check", "vm1", ok=None)).returncode == 0 and seen.stdout
+        said = wait_until(ready, "both agents to be ready", 300)
         say(said.strip())
-        expect("/mnt" not in said.split("two.relay")[0] or "skipped" in said, f"what would be frozen:\n{said}")
+        expect("would freeze: /\n" in said and "/mnt" not in said, f"what would be frozen:\n{said}")
         server.wait_shipped(patience_seconds=900)
 
         # Both, and only the root of the first.
@@ -89,11 +97,13 @@ with scratch() as folder:
         first.hook = lambda command, when: None
         for guest, name in ((one, "root"), (one, "data"), (two, "root")):
             ticks_on(guest, name)
-        pauses = {(guest.name, name): longest_pause(guest, name, since[guest])
-                  for guest, name in ((one, "root"), (one, "data"), (two, "root"))}
-        say(f"frozen: {taken['freeze']['frozen']}; longest pauses {pauses}")
-        expect(pauses["one", "root"] >= HELD_SECONDS, f"the first root was frozen: {pauses}")
-        expect(pauses["one", "data"] < HELD_SECONDS, f"the other mount of the first was not: {pauses}")
+        began, ended = longest_pause(one, "root", since[one])
+        meanwhile = sum(began < tick < ended for tick in ticks(one, "data", since[one]))
+        say(f"frozen: {taken['freeze']['frozen']}; the first root for {ended - began:.1f} s; "
+            f"ticks on its other mount meanwhile: {meanwhile}")
+        expect(ended - began >= HELD_SECONDS, "the first root was frozen")
+        # One may be under way when it begins, and one be told late.
+        expect(meanwhile > 2, "the other mount of the first was not")
 
         # The second breaks when both are frozen; then it is away from the start.
         def breaks(command, when):

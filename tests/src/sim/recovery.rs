@@ -8,6 +8,8 @@ use super::super::port::{self, Source};
 use super::super::tap;
 use super::super::trace;
 use super::{Run, Running};
+use afterimage_format::ring_header::RING_LATCH_WORD;
+use afterimage_proxy::io::Storage;
 use afterimage_proxy::ship::ShipConfig;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::ship::task::ShipTask;
@@ -138,6 +140,8 @@ impl Run {
         if let Some(running) = &mut self.running {
             let Life { engine, tap, .. } = &mut running.life;
             let storage = engine.storage_mut();
+            // It may have died before it could say so.
+            self.log_failed |= storage.ring_load(RING_LATCH_WORD) != 0;
             records = tap.read(storage, None);
             while let Some(released) = tap.skip(storage) {
                 let logged = tap::read_log(WorldFile("log"), released);

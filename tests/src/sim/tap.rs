@@ -97,15 +97,18 @@ impl RingTap {
         records
     }
 
-    /// When a process died right after it had begun frames that were never looked at here: goes on at
+    /// When a process died right after it had closed frames that were never looked at here: goes on at
     /// the first of them that is in the ring, wherever it is. Returns the records before it that have
-    /// been released and are in the log only.
+    /// been released and are in the log only. (An open frame is not trusted: it may be half a new one
+    /// in what an old one has left.)
     pub fn skip(&mut self, storage: &impl Storage) -> Option<Range<u64>> {
         let frames = (0..self.area_blocks).filter_map(|position| {
-            let start = match RingDescriptor::decode(area(storage, position, 1)).ok()? {
-                RingDescriptor::Closed(closed) => closed.header.start,
-                RingDescriptor::Open(open) => open.header.start,
+            let RingDescriptor::Closed(closed) =
+                RingDescriptor::decode(area(storage, position, 1)).ok()?
+            else {
+                return None;
             };
+            let start = closed.header.start;
             let unseen = start.incarnation == self.incarnation && start.first_lsn.0 > self.seen;
             unseen.then_some((start.number, position, start.first_lsn.0))
         });

@@ -9,50 +9,69 @@ use hashbrown::hash_map::Entry;
 
 /// A block of a disk, in one word: disk numbers stay below 64 and block numbers below 2^51.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub(super) struct BlockKey(u64);
+pub struct BlockKey(u64);
 
 impl BlockKey {
-    pub(super) const fn new(disk: DiskIndex, block: u64) -> Self {
+    /// The key of a block.
+    #[must_use]
+    pub const fn new(disk: DiskIndex, block: u64) -> Self {
         Self((disk.0 as u64) << 52 | block)
     }
 
-    pub(super) const fn disk(self) -> DiskIndex {
+    /// The disk.
+    #[must_use]
+    pub const fn disk(self) -> DiskIndex {
         DiskIndex((self.0 >> 52) as u16)
     }
 
-    pub(super) const fn block(self) -> u64 {
+    /// Block number within the disk.
+    #[must_use]
+    pub const fn block(self) -> u64 {
         self.0 & ((1 << 52) - 1)
     }
 }
 
 /// The newest version of a block that lies in the ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Version {
-    pub(super) lsn: Lsn,
+pub struct Version {
+    /// The record that wrote it.
+    pub lsn: Lsn,
     /// Block of the ring's frame area.
-    pub(super) ring_block: u32,
+    pub ring_block: u32,
     /// Some version of this block, not necessarily this one, is on its way to the backing.
-    pub(super) destaging: bool,
+    pub destaging: bool,
 }
 
+/// The newest versions of all blocks in the ring.
 #[derive(Debug, Default)]
-pub(super) struct BlockMap {
+pub struct BlockMap {
     versions: HashMap<BlockKey, Version>,
 }
 
 impl BlockMap {
     /// A map that takes as many blocks as the ring holds without a new allocation.
-    pub(super) fn with_capacity(blocks: usize) -> Self {
+    #[must_use]
+    pub fn with_capacity(blocks: usize) -> Self {
         Self {
             versions: HashMap::with_capacity(blocks),
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Blocks in it.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.versions.len()
     }
 
-    pub(super) fn get(&self, key: BlockKey) -> Option<Version> {
+    /// Whether it holds no block.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.versions.is_empty()
+    }
+
+    /// The newest version of a block, if it lies in the ring.
+    #[must_use]
+    pub fn get(&self, key: BlockKey) -> Option<Version> {
         if self.versions.is_empty() {
             return None;
         }
@@ -60,7 +79,7 @@ impl BlockMap {
     }
 
     /// A new newest version. What is on its way to the backing stays so.
-    pub(super) fn insert(&mut self, key: BlockKey, lsn: Lsn, ring_block: u32) {
+    pub fn insert(&mut self, key: BlockKey, lsn: Lsn, ring_block: u32) {
         match self.versions.entry(key) {
             Entry::Occupied(mut entry) => {
                 let version = entry.get_mut();
@@ -82,14 +101,14 @@ impl BlockMap {
     }
 
     /// A version of this block is being written to the backing.
-    pub(super) fn begin_destage(&mut self, key: BlockKey) {
+    pub fn begin_destage(&mut self, key: BlockKey) {
         if let Some(version) = self.versions.get_mut(&key) {
             version.destaging = true;
         }
     }
 
     /// The version with this LSN is in the backing. Returns whether the entry went.
-    pub(super) fn end_destage(&mut self, key: BlockKey, lsn: Lsn) -> bool {
+    pub fn end_destage(&mut self, key: BlockKey, lsn: Lsn) -> bool {
         let Some(version) = self.versions.get_mut(&key) else {
             return false;
         };
@@ -102,13 +121,14 @@ impl BlockMap {
     }
 
     /// Drops the entry if its version is this one (a newer zeroing made it void).
-    pub(super) fn remove_version(&mut self, key: BlockKey, lsn: Lsn) {
+    pub fn remove_version(&mut self, key: BlockKey, lsn: Lsn) {
         if self.get(key).is_some_and(|version| version.lsn == lsn) {
             self.versions.remove(&key);
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (BlockKey, Version)> + '_ {
+    /// All blocks with their newest versions, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (BlockKey, Version)> + '_ {
         self.versions.iter().map(|(key, version)| (*key, *version))
     }
 }

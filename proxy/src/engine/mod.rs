@@ -15,7 +15,7 @@
 //! first error of the log nothing is called durable any more.
 
 mod append;
-mod block_map;
+pub mod block_map;
 mod block_status;
 pub mod blocking;
 mod command;

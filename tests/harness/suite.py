@@ -2,7 +2,8 @@
 
 Each script is a process in a process group of its own, with its output in
 target/test-logs/FOLDER/NAME.log and a time limit (a line `# limit: SECONDS` in
-the script changes it). Three run at a time, since most of them wait most of the time;
+the script changes it). One with a line `# long tier` runs in `--full`, or when it is
+named. Three run at a time, since most of them wait most of the time;
 of those with guests two.
 Whatever is left of a script's group afterwards is ended by the group's id and
 counts as a failure. The last line is `N passed, N failed`.
@@ -27,7 +28,10 @@ NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk", "write_log"}
 def scripts(folder, names):
     """The scripts of a folder, or those of them whose name contains one of `names`."""
     every = sorted(path for path in (TESTS / folder).glob("*.py") if path.stem not in NOT_SCRIPTS)
-    return [path for path in every if not names or any(name in path.stem for name in names)]
+    if names:
+        return [path for path in every if any(name in path.stem for name in names)]
+    full = bool(os.environ.get("AFTERIMAGE_TESTS_FULL"))
+    return [path for path in every if full or not re.search(r"^# long tier$", path.read_text(), re.MULTILINE)]
 
 
 def limit_seconds(path):

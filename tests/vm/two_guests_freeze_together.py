@@ -5,6 +5,7 @@ goes on while its root is frozen. Then one agent's connection breaks after its g
 guest's agent is away: nobody stays frozen, and the points say why they are crash-consistent. The point
 of both is restored, and each root needs no replay of its journal.
 """
+# long tier
 # limit: 1200
 
 import json

@@ -5,7 +5,7 @@
 //! leaves them marked attached, and the next start recovers it.
 
 use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
-use afterimage_format::ids::DiskIndex;
+use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::names::NameError;
 use afterimage_format::op::Op;
@@ -142,6 +142,8 @@ pub struct Notes {
     pub write_rate: u64,
     /// Bytes written at the last look.
     pub written_before: u64,
+    /// Newest and oldest record of the log at the last look.
+    looked_at: Option<(Lsn, Lsn)>,
 }
 
 /// How much time of a group's history a target lacks.
@@ -316,6 +318,18 @@ impl Running {
     pub fn notes(&self) -> std::sync::MutexGuard<'_, Notes> {
         // Counters and words: nothing is half-done when somebody panics.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing can have changed since the last call that counting its writes or timing its
+    /// gaps would show: no record came or left, no rate falls, no gap is open. Wakes nobody.
+    pub fn rests(&self) -> bool {
+        let log = *self.handle.progress().borrow();
+        let log = (log.appended, log.oldest);
+        let mut notes = self.notes();
+        let still = notes.looked_at.replace(log) == Some(log);
+        let without_log = notes.detached || notes.log_failed.is_some();
+        let open = notes.gaps.iter().any(|gap| gap.since_ns.is_some());
+        still && notes.write_rate == 0 && !open && !without_log
     }
 
     /// Runs beside the group and ends with it.

@@ -291,11 +291,14 @@ async fn all_shipped(running: &Running) -> bool {
     }
 }
 
-/// Keeps the rate at which each group is written.
+/// Keeps the rate at which each group is written. A group that rests is not woken for it.
 async fn measure_rates(served: Arc<Served>) {
     loop {
         tokio::time::sleep(RATE_EVERY).await;
         for group in served.groups() {
+            if group.rests() {
+                continue;
+            }
             let Ok(snapshot) = group.handle.snapshot().await else {
                 continue;
             };

@@ -1,5 +1,5 @@
 """The systemd units in a real system: socket activation, kills, restarts, a ring that survives a stop."""
-# limit: 900
+# limit: 1500
 
 from harness.process import expect, expect_equal, scratch
 from vm.guest import Guest, copy_root, data_disk, raw_root

@@ -1,10 +1,11 @@
 //! What must be refused, and that nothing of it is stored.
 
 use afterimage_format::chain::RecordChain;
+use afterimage_format::checksum::crc32c;
 use afterimage_format::ids::{GroupId, Lsn};
 use afterimage_format::manifest::NameBinding;
 use afterimage_format::op::Op;
-use afterimage_format::segment::SegmentKind;
+use afterimage_format::segment::{SegmentError, SegmentKind};
 use bytes::Bytes;
 use futures::executor::block_on;
 
@@ -47,6 +48,63 @@ fn every_flipped_byte_is_noticed() {
     let mut longer = good.to_vec();
     longer.push(0);
     assert!(Verified::check(longer.into()).is_err());
+}
+
+/// The segment with its first chunk replaced by one of the same stored length that unpacks to far more
+/// than its table says. All checksums and hashes are right.
+fn with_a_bomb(good: &[u8]) -> Bytes {
+    const FOOTER: usize = 128;
+    const ZSTD: u8 = 1;
+    const UNPACKED: usize = 16 << 20;
+    let number = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize
+    };
+    let mut bad = good.to_vec();
+    let footer = bad.len() - FOOTER;
+    let (index, table) = (number(&bad, footer + 16), number(&bad, footer + 24));
+    let (start, len) = (number(&bad, table), number(&bad, table + 8));
+    let mut bomb = zstd::bulk::compress(&vec![0; UNPACKED], 19).expect("compressed");
+    // A frame that decoders skip fills what is left.
+    let left = len.checked_sub(bomb.len() + 8).expect("the bomb fits");
+    bomb.extend(0x184D_2A50_u32.to_le_bytes());
+    bomb.extend((left as u32).to_le_bytes());
+    bomb.resize(len, 0);
+    bad[start..start + len].copy_from_slice(&bomb);
+    bad[table + 16..table + 20].copy_from_slice(&crc32c(&bomb).to_le_bytes());
+    bad[table + 20] = ZSTD;
+    let index_hash = *blake3::hash(&bad[index..footer]).as_bytes();
+    bad[footer + 48..footer + 80].copy_from_slice(&index_hash);
+    let content_hash = *blake3::hash(&bad[..footer]).as_bytes();
+    bad[footer + 80..footer + 112].copy_from_slice(&content_hash);
+    let crc = crc32c(&bad[footer..footer + FOOTER - 4]).to_le_bytes();
+    bad[footer + FOOTER - 4..].copy_from_slice(&crc);
+    bad.into()
+}
+
+#[test]
+fn a_zstd_bomb_is_refused_and_nothing_of_it_is_stored() {
+    let repository = Repository::in_memory();
+    let receiver = Receiver::new(repository.clone());
+    block_on(async {
+        let (mut primary, mut session) = base(&receiver, 1).await;
+        let lsn = primary.write(0, 0, 20);
+        let good = primary.segment(lsn, lsn);
+        let below = keys::group(primary.group);
+        let before = repository.names_below(&below).await.expect("listed");
+        let refused = session.give(with_a_bomb(&good)).await;
+        assert!(
+            matches!(
+                refused,
+                Err(IngestError::Segment(SegmentError::ChunkContent(0)))
+            ),
+            "{refused:?}"
+        );
+        let after = repository.names_below(&below).await.expect("listed");
+        assert_eq!(before, after);
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        session.give(good).await.expect("the good one is taken");
+        assert!(compare(&repository, &primary) >= 1);
+    });
 }
 
 #[test]

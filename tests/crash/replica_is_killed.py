@@ -24,9 +24,10 @@ SEED = int(os.environ.get("AFTERIMAGE_TESTS_SEED", "1"))
 BLOCKS = 1024
 OPENED_PER_ROUND = 2
 
-dice = random.Random(f"replica/{SEED}")
+# Every site begins anew: restarts and restores take longer with each round of history.
+ROUNDS_A_SITE = 50
+
 counts = Counter()
-listed, quiet = {}, {}  # label -> LSN; label -> versions
 
 
 def target(site):
@@ -34,23 +35,31 @@ def target(site):
     return site.api_status()["groups"][0]["targets"][0]
 
 
-def check_points(dr, folder, client, acked):
-    """Nothing acknowledged is missing, nothing listed has vanished, some points equal the model."""
-    points = dr.points()
-    if acked:
-        newest = dr.api_status()["received"][0]["last_lsn"]
-        expect(newest >= acked, f"LSN {acked} was acknowledged, the newest is {newest}: {points['spans']}")
-    seen = {point["label"]: point["lsn"] for point in points["points"] if point.get("label")}
-    expect_equal({label: seen.get(label) for label in listed}, listed, "points that were listed before")
-    listed.update(seen)
-    ready = [label for label in quiet if label in seen]
-    for label in dice.sample(ready, min(OPENED_PER_ROUND, len(ready))):
-        counts["points opened and compared"] += 1
-        with open(dr.restore(label, folder / f"restored-{counts['points opened and compared']}") / "vda.raw", "rb") as file:
-            for block, version in enumerate(quiet[label]):
-                expect(file.read(BLOCK) == client.content(block, version), f"{label}: block {block}")
-        shutil.rmtree(folder / f"restored-{counts['points opened and compared']}")
-        
+class Points:
+    """What is known of one group's points, and what they are held against."""
+
+    def __init__(self, dr, folder, client, dice):
+        self.dr, self.folder, self.client, self.dice = dr, folder, client, dice
+        self.listed, self.quiet = {}, {}  # label -> LSN; label -> versions
+
+    def check(self, acked, opened=OPENED_PER_ROUND):
+        """Nothing acknowledged is missing, nothing listed has vanished, some points equal the model."""
+        points = self.dr.points()
+        if acked:
+            newest = self.dr.api_status()["received"][0]["last_lsn"]
+            expect(newest >= acked, f"LSN {acked} was acknowledged, the newest is {newest}: {points['spans']}")
+        seen = {point["label"]: point["lsn"] for point in points["points"] if point.get("label")}
+        expect_equal({label: seen.get(label) for label in self.listed}, self.listed, "points that were listed before")
+        self.listed.update(seen)
+        ready = [label for label in self.quiet if label in seen]
+        for label in self.dice.sample(ready, min(opened, len(ready))):
+            counts["points opened and compared"] += 1
+            restored = self.dr.restore(label, self.folder / "restored")
+            with open(restored / "vda.raw", "rb") as file:
+                for block, version in enumerate(self.quiet[label]):
+                    expect(file.read(BLOCK) == self.client.content(block, version), f"{label}: block {block}")
+            shutil.rmtree(restored)
+
 
 def overflow(site, client):
     """Write until records must leave the log unshipped."""
@@ -60,16 +69,19 @@ def overflow(site, client):
     counts["gaps"] += 1
 
 
-with scratch() as folder:
+def rounds_of_a_site(folder, name, rounds):
+    """A primary and a replica from their first moment on, through so many rounds of kills."""
+    dice = random.Random(f"replica/{name}")
     certificates = Certificates(folder / "ca")
     dr = replica(folder, certificates)
     site = primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": BLOCKS * BLOCK}},
                    log="16MiB", ring="4MiB", ship_interval="20ms", group_lines='pass_rate = "4MiB"',
                    create_backings=False)
-    client = MixedClient(site.socket, "vm1/vda", blocks=BLOCKS, connections=2, depth=8, seed=f"{SEED}/dr")
+    client = MixedClient(site.socket, "vm1/vda", blocks=BLOCKS, connections=2, depth=8, seed=f"{name}/dr")
     client.fill(site.backing())
+    points = Points(dr, folder, client, dice)
     with dr, site:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             # Kill the replica a few times while the client writes and segments and pass blocks travel.
             client.start()
             for _ in range(dice.randrange(1, 4)):
@@ -85,7 +97,7 @@ with scratch() as folder:
                     dr.kill()
                     counts["kills of the replica while it starts"] += 1
                 dr.start()
-                check_points(dr, folder, client, acked)
+                points.check(acked)
             if dice.random() < 0.15:
                 site.kill()
                 site.start()
@@ -101,22 +113,26 @@ with scratch() as folder:
             if number % 3 == 1:
                 site.wait_shipped()
             site.checkpoint(f"quiet-{number}")
-            quiet[f"quiet-{number}"] = list(client.answered)
-            say(f"round {number}: {client.answered_writes} writes, {len(listed)} points, "
+            points.quiet[f"quiet-{number}"] = list(client.answered)
+            say(f"site {name}, round {number}: {client.answered_writes} writes, {len(points.listed)} points, "
                 f"{target(site)['state']}")
         site.wait_shipped()
         lsn = site.checkpoint("end")
-        quiet["end"] = list(client.answered)
+        points.quiet["end"] = list(client.answered)
         site.wait_shipped()
-        OPENED_PER_ROUND = 50
-        check_points(dr, folder, client, lsn)
-        expect("end" in listed, "the last checkpoint is listed")
+        points.check(lsn, opened=50)
+        expect("end" in points.listed, "the last checkpoint is listed")
         dr.cli("verify", "vm1")
         with Connection(site.socket).open_export("vm1/vda") as reader:
             client.verify(reader.read)
-    counts.update({"writes answered": client.answered_writes, "points listed": len(listed)})
-    for what, count in sorted(counts.items()):
-        say(f"{what}: {count}")
-    say(f"seed {SEED}, {ROUNDS} rounds")
-    for kind in ("kills within a pass", "kills of the primary", "gaps", "points opened and compared"):
-        expect(counts[kind] > 0, f"the run had none of: {kind}")
+    counts.update({"writes answered": client.answered_writes, "points listed": len(points.listed)})
+
+
+for number, first in enumerate(range(0, ROUNDS, ROUNDS_A_SITE)):
+    with scratch() as folder:
+        rounds_of_a_site(folder, f"{SEED}/{number}", min(ROUNDS_A_SITE, ROUNDS - first))
+for what, count in sorted(counts.items()):
+    say(f"{what}: {count}")
+say(f"seed {SEED}, {ROUNDS} rounds")
+for kind in ("kills within a pass", "kills of the primary", "gaps", "points opened and compared"):
+    expect(counts[kind] > 0, f"the run had none of: {kind}")

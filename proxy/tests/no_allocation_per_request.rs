@@ -169,6 +169,7 @@ fn group(folder: &Path, shm: &Path) -> RecoveredGroup {
             next_log: Default::default(),
             ring,
             backings: vec![disk],
+            claims: Vec::new(),
         },
         group: GROUP,
         boot,

@@ -110,6 +110,7 @@ class Afterimage:
         listen = self.nbd_listen or f'["unix:{self.socket}"]'
         text = [
             f'guest_state = "{self.folder}/guest"',
+            f'claims = "{self.folder}/claims"',
             f'ring_dir = "{self.ring_dir}"', f'ring_budget = "{self.ring_budget}"',
             "[nbd]", f"listen = {listen}", f'images = "{self.images_socket}"',
             "[http]", f'api = "unix:{self.folder}/api.sock"', f'metrics = "127.0.0.1:{self.metrics_port}"',

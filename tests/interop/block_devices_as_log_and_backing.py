@@ -5,6 +5,7 @@ hold exactly what was written, and nothing behind the end of a disk is touched.
 """
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from harness.devices import loop_device
 from harness.model import Disk, same_content
@@ -50,6 +51,11 @@ for name, (sector, log_size, sizes) in CASES.items():
                         seen = group[disk].connection.read(0, len(old.content))
                         expect(seen == old.content, f"{name}: {disk} after a start")
 
+            # Not beside the devices: what lies in /dev is gone after a restart of the host.
+            claims = {path.name for path in (server.folder / "claims").iterdir()}
+            expect_equal(claims, {f"vm1.{disk}.afterimage" for disk in sizes}, f"{name}: claims")
+            expect_equal([*Path("/dev").glob("*afterimage*")], [], f"{name}: what lies in /dev")
+
             for _ in range(3):
                 write(120)
                 server.kill()
@@ -63,6 +69,15 @@ for name, (sector, log_size, sizes) in CASES.items():
             target = server.restore("latest", folder / "restored")
             for disk, model in {**disks, **small}.items():
                 same_content(f"{name}: {disk} restored", target / f"{disk}.raw", model.content)
+            # The log goes elsewhere; whose the devices are is still known.
+            server.stop()
+            claim = server.folder / "claims/vm1.vda.afterimage"
+            claim.rename(folder / "away")
+            refused = server.cli("recover", "vm1", "--to-plain", ok=False)
+            expect(refused.returncode == 1 and str(claim) in refused.stderr, f"{name}: without a claim: {refused.stderr}")
+            (folder / "away").rename(claim)
+            server.start()
+            again()
             server.cli("detach", "vm1")
             server.stop()
             for disk, model in {**disks, **small}.items():

@@ -22,6 +22,8 @@ pub struct FileNames {
     pub ring: PathBuf,
     /// The backings, by disk index.
     pub backings: Vec<PathBuf>,
+    /// Their claims, by disk index; beside the backings where there is no name.
+    pub claims: Vec<PathBuf>,
 }
 
 impl FileNames {
@@ -45,7 +47,15 @@ impl FileNames {
         if let Some(index) = disk_of(FileId::backing(DiskIndex(0))) {
             return backing(index);
         }
-        let mut name = backing(disk_of(FileId::claim(DiskIndex(0))).unwrap_or_default());
+        let index = disk_of(FileId::claim(DiskIndex(0))).unwrap_or_default();
+        if let Some(name) = self
+            .claims
+            .get(index)
+            .filter(|name| !name.as_os_str().is_empty())
+        {
+            return name.clone();
+        }
+        let mut name = backing(index);
         name.as_mut_os_string()
             .push(afterimage_format::claim::CLAIM_SUFFIX);
         name

@@ -187,6 +187,7 @@ fn recovered(folder: &Path, shm: &Path) -> RecoveredGroup {
             next_log: Default::default(),
             ring,
             backings: vec![disk],
+            claims: Vec::new(),
         },
         group: GROUP,
         boot: BootId::from_bytes(boot_id().expect("a boot id")),

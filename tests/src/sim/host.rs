@@ -199,6 +199,7 @@ impl Host {
                 next_log: std::path::PathBuf::new(),
                 ring: PathBuf::from("ring"),
                 backings: self.backings.iter().map(PathBuf::from).collect(),
+                claims: Vec::new(),
             },
             group: group(),
             boot: BootId::from_bytes(self.world.boot_id()),

@@ -211,7 +211,14 @@ pub fn assemble(
             });
         }
     }
-    let groups = check_groups(base, &sourced, file.ship.tls.as_ref(), file.ring_budget)?;
+    let claims = base.join(file.claims);
+    let groups = check_groups(
+        base,
+        &claims,
+        &sourced,
+        file.ship.tls.as_ref(),
+        file.ring_budget,
+    )?;
 
     let listeners = check_listeners(&file.nbd.listen, &groups)
         .map_err(|(offset, problem)| in_main(offset, problem))?;
@@ -272,6 +279,7 @@ fn place(file: &Path, text: &str, offset: usize) -> Place {
 
 fn check_groups(
     base: &Path,
+    claims: &Path,
     sourced: &[Sourced<'_>],
     ship_tls: Option<&super::ClientTls>,
     budget: Size,
@@ -352,6 +360,7 @@ fn check_groups(
             place: here,
             log_path,
             log_size: log_size.0,
+            claims: claims.to_owned(),
             ring_size: ring.0,
             to,
             ship_interval: group.ship_interval.0,

@@ -64,6 +64,8 @@ pub struct GroupConfig {
     pub log_path: PathBuf,
     /// Bytes of a new log.
     pub log_size: u64,
+    /// Folder of the claims of backings that are block devices.
+    pub claims: PathBuf,
     /// Bytes of the ring.
     pub ring_size: u64,
     /// Sinks.

@@ -27,6 +27,8 @@ pub struct File {
     pub log_level: Spanned<String>,
     /// Folder that says which guests may be frozen; must survive a restart of the host.
     pub guest_state: PathBuf,
+    /// Folder of the claims of backings that are block devices; must survive a restart of the host.
+    pub claims: PathBuf,
     /// NBD server.
     pub nbd: Nbd,
     /// API and metrics.
@@ -47,6 +49,7 @@ impl Default for File {
             workers: None,
             log_level: Spanned::new(0..0, "info".to_owned()),
             guest_state: "/var/lib/afterimage/guest".into(),
+            claims: "/var/lib/afterimage/claims".into(),
             nbd: Nbd::default(),
             http: Http::default(),
             ship: Ship::default(),

@@ -21,7 +21,9 @@ use afterimage_proxy::io::storage::StorageParts;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -178,7 +180,7 @@ pub fn open(
             ..BackingOptions::default()
         };
         backings.push(Backing::open(&disk.path, &options)?);
-        claimed.push(open_claim(disk, &group.log_path)?);
+        claimed.push(open_claim(group, disk)?);
     }
     let sinks: Vec<SinkId> = group
         .to
@@ -186,7 +188,7 @@ pub fn open(
         .map(|sink| SinkId::of_url(&sink.url.to_string()))
         .collect();
     let (log, superblock, ids) = match has_log(&group.log_path)? {
-        true => existing_log(group, &claimed, accepted)?,
+        true => existing_log(group, &claimed, &backings, accepted)?,
         false if purpose == Purpose::Leave => {
             return Err(OpenGroupError::NoLog {
                 path: group.log_path.clone(),
@@ -207,6 +209,7 @@ pub fn open(
         next_log: PathBuf::new(),
         ring: ring_path.clone(),
         backings: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
+        claims: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
     };
     let mut configured = Vec::new();
     let mut disks = Vec::new();
@@ -215,8 +218,10 @@ pub fn open(
         let place = usize::from(index.0);
         if names.backings.len() <= place {
             names.backings.resize(place + 1, PathBuf::new());
+            names.claims.resize(place + 1, PathBuf::new());
         }
         names.backings[place].clone_from(&path);
+        names.claims[place] = claim_path(group, disk.config);
         configured.push(ConfiguredDisk {
             id,
             size: backing.size,
@@ -262,14 +267,13 @@ pub fn mtime_ns(path: &Path) -> u64 {
         .unwrap_or(0)
 }
 
-/// Where the claim of a disk lies: beside an image file; a device's beside the log, since `/dev`
-/// forgets.
-fn claim_path(disk: &DiskConfig, log: &Path) -> PathBuf {
+/// Where the claim of a disk lies: beside an image file; a device's in a folder for them, since what
+/// lies in `/dev` is gone after a restart of the host.
+fn claim_path(group: &GroupConfig, disk: &DiskConfig) -> PathBuf {
     let is_device = fs::metadata(&disk.path).is_ok_and(|m| m.file_type().is_block_device());
     let mut path = if is_device {
-        let mut beside = log.as_os_str().to_owned();
-        beside.push(format!(".{}", disk.name));
-        beside
+        let name = format!("{}.{}", group.name, disk.name);
+        group.claims.join(name).into_os_string()
     } else {
         disk.path.as_os_str().to_owned()
     };
@@ -277,8 +281,30 @@ fn claim_path(disk: &DiskConfig, log: &Path) -> PathBuf {
     path.into()
 }
 
-fn open_claim<'a>(disk: &'a DiskConfig, log: &Path) -> Result<Claimed<'a>, OpenGroupError> {
-    let path = claim_path(disk, log);
+/// Makes the folder of the claims if it is not there, durably.
+fn make_claims_folder(folder: &Path) -> Result<(), OpenGroupError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(at(folder))?;
+    let above = folder.parent().unwrap_or(Path::new("/"));
+    let synced = fs::File::open(above).and_then(|above| above.sync_all());
+    synced.map_err(at(above))
+}
+
+fn open_claim<'a>(
+    group: &GroupConfig,
+    disk: &'a DiskConfig,
+) -> Result<Claimed<'a>, OpenGroupError> {
+    let path = claim_path(group, disk);
+    if path.parent() == Some(&group.claims) {
+        make_claims_folder(&group.claims)?;
+    }
     let created = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -341,6 +367,7 @@ type OpenedLog = (StorageFile, Superblock, Vec<DiskId>);
 fn existing_log(
     group: &GroupConfig,
     claimed: &[Claimed<'_>],
+    backings: &[Backing],
     accepted: Accepted,
 ) -> Result<OpenedLog, OpenGroupError> {
     let path = &group.log_path;
@@ -371,14 +398,24 @@ fn existing_log(
             group: superblock.group,
         });
     }
-    let in_place: Vec<&DiskState> = superblock.disks.iter().filter(|d| !d.removed).collect();
-    let by_place = !any_claim && in_place.len() == claimed.len();
-    let id = |(place, disk): (usize, &Claimed<'_>)| match &disk.claim {
-        Some(claim) => claim.disk,
-        None if by_place => in_place[place].id,
-        None => DiskId(Uuid::new_v4()),
+    // Disks of the log that no claim names, and backings without one: as many, and of the same sizes in
+    // the same order, are the same disks, whose claims are gone. Else the backings are new disks.
+    let is_claimed = |id: DiskId| {
+        let mut claims = claimed.iter().filter_map(|disk| disk.claim.as_ref());
+        claims.any(|claim| claim.disk == id)
     };
-    let ids = claimed.iter().enumerate().map(id).collect();
+    let in_place = superblock.disks.iter().filter(|disk| !disk.removed);
+    let missing: Vec<&DiskState> = in_place.filter(|disk| !is_claimed(disk.id)).collect();
+    let unclaimed = claimed.iter().zip(backings);
+    let unclaimed = unclaimed.filter(|(disk, _)| disk.claim.is_none());
+    let sizes: Vec<u64> = unclaimed.map(|(_, backing)| backing.size).collect();
+    let same = missing.iter().map(|disk| disk.size).eq(sizes);
+    let mut lost = missing.iter().filter(|_| same).map(|disk| disk.id);
+    let id = |disk: &Claimed<'_>| match &disk.claim {
+        Some(claim) => claim.disk,
+        None => lost.next().unwrap_or_else(|| DiskId(Uuid::new_v4())),
+    };
+    let ids = claimed.iter().map(id).collect();
     Ok((file, superblock, ids))
 }
 
@@ -501,7 +538,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenGroupError {
 /// Where the claims of a group's disks lie.
 #[must_use]
 pub fn claim_paths(group: &GroupConfig) -> Vec<PathBuf> {
-    let path = |disk: &DiskConfig| claim_path(disk, &group.log_path);
+    let path = |disk: &DiskConfig| claim_path(group, disk);
     group.disks.iter().map(path).collect()
 }
 

@@ -146,6 +146,14 @@ pub enum RecoveryError {
         /// Number of blocks.
         block_count: u32,
     },
+    /// A disk was taken out of the configuration too early.
+    #[error(
+        "disk {disk} of this group is not configured any more, and the log holds writes that its backing lacks; put the disk back, with its claim, and stop the group cleanly before you take it out"
+    )]
+    DiskGone {
+        /// Which disk.
+        disk: DiskId,
+    },
     /// A backing is not as long as the log says its disk is.
     #[error(
         "{}: the backing has {found} bytes, the log says {wanted}; put the backing back as it was", path.display()
@@ -333,6 +341,9 @@ fn settle<S: Storage>(
                 scan.cut_to(head);
             }
         }
+    }
+    if !frames.is_empty() || log.superblock().destaged.next() < scan.head.lsn {
+        reconcile::check_configured(log.superblock(), input)?;
     }
     let rules: ChainRules = log.rules();
     let unclean = !matches!(scan.end, LogEnd::Closed) || !frames.is_empty();

@@ -26,6 +26,21 @@ pub(super) fn check_sizes(
     Ok(())
 }
 
+/// Every disk of the group is configured: the log has records that it needs.
+pub(super) fn check_configured(
+    superblock: &Superblock,
+    input: &RecoveryInput,
+) -> Result<(), RecoveryError> {
+    let configured = |disk: &DiskState| input.disks.iter().any(|known| known.id == disk.id);
+    let gone = superblock
+        .disks
+        .iter()
+        .find(|disk| !disk.removed && !configured(disk));
+    gone.map_or(Ok(()), |disk| {
+        Err(RecoveryError::DiskGone { disk: disk.id })
+    })
+}
+
 /// Adds what is new, takes out what is gone. A new sink, and with `resend` every sink, needs a pass
 /// that begins after everything the log holds now.
 pub(super) fn reconcile(

@@ -27,6 +27,7 @@
 //! (`docs/decisions/0010-a-new-log-after-an-error.md`).
 
 use super::claims::{Purpose, judge};
+use super::reconcile::check_configured;
 use super::replay::replay;
 use super::ring::{self, RingFinding};
 use super::{RecoveryError, RecoveryInput, refill};
@@ -63,6 +64,7 @@ pub fn rewrite_failed_log<S: Storage>(
     else {
         return Ok(None);
     };
+    check_configured(old.superblock(), input)?;
     let mut verdict = judge(blocking, old.superblock(), input, Purpose::Serve)?;
     let scan = old.scan(blocking, Some(ring.durable))?;
     let durable = ring.durable.max(old.superblock().durable);

@@ -125,6 +125,7 @@ impl Rig {
                 next_log: PathBuf::new(),
                 ring: PathBuf::from("ring"),
                 backings: names.iter().map(PathBuf::from).collect(),
+                claims: Vec::new(),
             },
             group: group(),
             boot: BootId::from_bytes(self.world.boot_id()),

@@ -100,6 +100,7 @@ impl Rig {
                 next_log: PathBuf::from("next"),
                 ring: PathBuf::from("ring"),
                 backings: vec![PathBuf::from("disk")],
+                claims: Vec::new(),
             },
             group: group(),
             boot: BootId::from_bytes(self.world.boot_id()),

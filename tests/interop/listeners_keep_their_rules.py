@@ -61,4 +61,5 @@ with scratch() as folder:
     server.nbd_listen = f'[{{ address = "unix:{every}", groups = [] }}]'
     server.write_config()
     said = run(binary(), "--config", server.config, "config", "check", ok=2).stderr
-    expect(f"{server.config}:5: unix:{every} has groups = []" in said, f"the refusal:\n{said}")
+    line = 1 + next(n for n, text in enumerate(server.config.read_text().splitlines()) if text.startswith("listen = "))
+    expect(f"{server.config}:{line}: unix:{every} has groups = []" in said, f"the refusal:\n{said}")

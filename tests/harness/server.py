@@ -150,7 +150,7 @@ class Afterimage:
         if self._own_ring_dir:
             shutil.rmtree(self.ring_dir, ignore_errors=True)
 
-    def spawn(self, under=()):
+    def spawn(self, options=(), under=()):
         """Start the process without waiting for it to be ready; `under` is a command that execs it."""
         if self._notify is not None:
             self._notify.close()
@@ -161,13 +161,13 @@ class Afterimage:
         self._notify.setblocking(False)
         environment = {**self.environment, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
         self.child = Child(
-            [*under, binary(), "--config", self.config, "serve"], self.folder / "serve.log", env=environment,
-            **self.child_options,
+            [*under, binary(), "--config", self.config, "serve", *options], self.folder / "serve.log",
+            env=environment, **self.child_options,
         )
 
-    def start(self):
+    def start(self, *options):
         """Start the process and wait until it has recovered and says that it is ready."""
-        self.spawn()
+        self.spawn(options)
         return self.wait_ready()
 
     def said_ready(self):

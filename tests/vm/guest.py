@@ -118,7 +118,8 @@ class Guest:
 
     def __exit__(self, kind, error, trace):
         if error is not None:
-            say(f"{self.name}: end of the console:\n{self.console()[-3000:]}")
+            lines = [line for line in self.console().splitlines() if line.strip()]
+            say(f"{self.name}: the console, from its first boot on:\n" + "\n".join(lines))
             say(f"{self.name}: QEMU said: {self.child.log_tail(1000)}")
         self.kill()
 

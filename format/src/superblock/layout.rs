@@ -22,7 +22,8 @@ struct RawSink {
     dirty_lsn: U64,
     chain: [u8; 32],
     flags: U32,
-    reserved: [u8; 12],
+    reserved: [u8; 4],
+    rebase_after: U64,
 }
 
 const SINK_DIRTY: u32 = 1;
@@ -32,7 +33,8 @@ const SINK_ZERO: RawSink = RawSink {
     dirty_lsn: U64::ZERO,
     chain: [0; 32],
     flags: U32::ZERO,
-    reserved: [0; 12],
+    reserved: [0; 4],
+    rebase_after: U64::ZERO,
 };
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -79,7 +81,8 @@ struct Raw {
     created_ns: U64,
     reserved_a: [u8; 96],
     sinks: [RawSink; SINKS_MAX],
-    reserved_b: [u8; 128],
+    sinks_good_until: [U64; SINKS_MAX],
+    reserved_b: [u8; 64],
     disks: [RawDisk; DISKS_MAX],
     reserved_c: [u8; 1020],
     crc: U32,
@@ -111,6 +114,7 @@ const _: () = assert!(offset_of!(Raw, destaged) == 136);
 const _: () = assert!(offset_of!(Raw, durable) == 144);
 const _: () = assert!(offset_of!(Raw, created_ns) == 152);
 const _: () = assert!(offset_of!(Raw, sinks) == 256);
+const _: () = assert!(offset_of!(Raw, sinks_good_until) == 896);
 const _: () = assert!(offset_of!(Raw, disks) == 1024);
 const _: () = assert!(offset_of!(Raw, crc) == CRC_OFFSET);
 
@@ -146,7 +150,8 @@ impl Superblock {
             created_ns: self.created_ns.into(),
             reserved_a: [0; 96],
             sinks: [SINK_ZERO; SINKS_MAX],
-            reserved_b: [0; 128],
+            sinks_good_until: [U64::ZERO; SINKS_MAX],
+            reserved_b: [0; 64],
             disks: [DISK_ZERO; DISKS_MAX],
             reserved_c: [0; 1020],
             crc: U32::ZERO,
@@ -158,8 +163,12 @@ impl Superblock {
                 dirty_lsn: sink.dirty.unwrap_or(Lsn::ZERO).0.into(),
                 chain: sink.chain.0,
                 flags: (if sink.dirty.is_some() { SINK_DIRTY } else { 0 }).into(),
-                reserved: [0; 12],
+                reserved: [0; 4],
+                rebase_after: sink.rebase_after.0.into(),
             };
+        }
+        for (slot, sink) in raw.sinks_good_until.iter_mut().zip(&self.sinks) {
+            *slot = sink.good_until.0.into();
         }
         for (slot, disk) in raw.disks.iter_mut().zip(&self.disks) {
             *slot = RawDisk {
@@ -250,7 +259,11 @@ impl Raw {
         let sinks_at =
             offset_of!(Raw, sinks) + self.sink_count.get() as usize * size_of::<RawSink>();
         let unused_sinks = &self.sinks[self.sink_count.get() as usize..];
-        nonzero(sinks_at, unused_sinks.as_bytes())
+        nonzero(sinks_at, unused_sinks.as_bytes())?;
+        let good_until_at =
+            offset_of!(Raw, sinks_good_until) + self.sink_count.get() as usize * size_of::<U64>();
+        let unused_good_until = &self.sinks_good_until[self.sink_count.get() as usize..];
+        nonzero(good_until_at, unused_good_until.as_bytes())
     }
 
     fn value(&self) -> Result<Superblock, SuperblockError> {
@@ -262,7 +275,10 @@ impl Raw {
         let sinks = self.sinks[..self.sink_count.get() as usize]
             .iter()
             .enumerate()
-            .map(|(index, sink)| sink.value().ok_or(SuperblockError::Sink(index)))
+            .map(|(index, sink)| {
+                let good_until = Lsn(self.sinks_good_until[index].get());
+                sink.value(good_until).ok_or(SuperblockError::Sink(index))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Superblock {
             group: GroupId::from_bytes(self.group),
@@ -311,17 +327,20 @@ impl RawDisk {
 
 impl RawSink {
     /// None if its bytes cannot be.
-    fn value(&self) -> Option<SinkState> {
+    fn value(&self, good_until: Lsn) -> Option<SinkState> {
         let flags = self.flags.get();
         let dirty = flags & SINK_DIRTY != 0;
         let valid = flags & !SINK_DIRTY == 0
-            && self.reserved == [0; 12]
+            && self.reserved == [0; 4]
+            && good_until.0 <= self.rebase_after.get()
             && (dirty || self.dirty_lsn.get() == 0);
         valid.then_some(SinkState {
             id: SinkId(self.id),
             acked: Lsn(self.acked.get()),
             chain: RecordChain(self.chain),
             dirty: dirty.then_some(Lsn(self.dirty_lsn.get())),
+            rebase_after: Lsn(self.rebase_after.get()),
+            good_until,
         })
     }
 }

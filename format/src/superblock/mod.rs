@@ -63,6 +63,11 @@ pub struct SinkState {
     /// `Some(l)`: records up to LSN l left the log without having been shipped to it, or it never
     /// had a base. Everything is dirty until a pass that began after l has committed there.
     pub dirty: Option<Lsn>,
+    /// A base that began at or before this LSN lacks what came onto a disk past the log: a disk that
+    /// was added or came back, a backing that was edited and accepted. [`Lsn::ZERO`]: nothing did.
+    pub rebase_after: Lsn,
+    /// The last record that such a base is good for: what came first, came behind it.
+    pub good_until: Lsn,
 }
 
 /// Everything a superblock says.

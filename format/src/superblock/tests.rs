@@ -37,6 +37,8 @@ fn superblock() -> Superblock {
             acked: Lsn(16),
             chain: RecordChain([0x66; 32]),
             dirty: Some(Lsn(17)),
+            rebase_after: Lsn(19),
+            good_until: Lsn(18),
         }],
     }
 }
@@ -78,6 +80,8 @@ fn golden_version_1() {
         (280, &[17, 0, 0, 0, 0, 0, 0, 0]),    // sink 0: dirty LSN
         (288, &[0x66; 32]),                   // sink 0: chain
         (320, &[1, 0, 0, 0]),                 // sink 0: flags: dirty
+        (328, &[19, 0, 0, 0, 0, 0, 0, 0]),    // sink 0: rebase after
+        (896, &[18, 0, 0, 0, 0, 0, 0, 0]),    // sink 0: good until
         (1024, &[0x44; 16]),                  // disk 0: id
         (1040, &[0, 0x12, 0, 0, 0, 0, 0, 0]), // disk 0: size
         (1048, &[1, 0, 0, 0]),                // disk 0: flags: removed

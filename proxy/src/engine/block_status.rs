@@ -49,7 +49,7 @@ impl<S: Storage> Engine<S> {
 
     /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, in the
     /// backing or in the ring: ascending, disjoint, at most `ranges_max`. Empty when there are none
-    /// up to the disk's end. While a backing is brought up to date after a failed sync it is not
+    /// up to the disk's end, or when the disk was taken out of the group. While a backing is brought up to date after a failed sync it is not
     /// asked, and everything may.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl<S: Storage> Engine<S> {
         let size = self.disk_sizes[usize::from(disk.0)];
         let disk_end = size.div_ceil(BLOCK);
         let from = from_block << BLOCK_SHIFT;
-        if from >= size || ranges_max == 0 {
+        if from >= size || ranges_max == 0 || self.disks_removed[usize::from(disk.0)] {
             return Ok(Vec::new());
         }
         if self.redo.is_some() {

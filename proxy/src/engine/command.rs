@@ -103,6 +103,8 @@ impl<S: Storage> Engine<S> {
                     acked: Lsn::ZERO,
                     chain: RecordChain::default(),
                     dirty: Some(dirty),
+                    rebase_after: dirty,
+                    good_until: Lsn::ZERO,
                 })
             })
             .collect();
@@ -127,7 +129,7 @@ impl<S: Storage> Engine<S> {
 
     /// What a sink has durably, and what that means for its dirty flag: cleared when the sink's
     /// records build on a `complete` base and reach the dirty LSN, set when it has less than it
-    /// had. True: [`EngineEvent::SinkStored`] or [`EngineEvent::Failed`] tells when the change is
+    /// had. `complete` is a base that began after what the sink's `rebase_after` says. True: [`EngineEvent::SinkStored`] or [`EngineEvent::Failed`] tells when the change is
     /// durable; false: nothing to wait for.
     ///
     /// # Errors
@@ -145,7 +147,10 @@ impl<S: Storage> Engine<S> {
         let change = if acked.lsn < state.acked && state.dirty.is_none() {
             // The log may be without it already.
             DirtyChange::Set
-        } else if complete && state.dirty.is_some_and(|dirty| acked.lsn >= dirty) {
+        } else if complete
+            && (state.dirty.is_some_and(|dirty| acked.lsn >= dirty)
+                || (state.rebase_after != Lsn::ZERO && acked.lsn > state.rebase_after))
+        {
             // Complete up to here, so nothing that left the log before is missing.
             let begin = acked.lsn.next();
             DirtyChange::PassCommitted { begin }
@@ -175,6 +180,10 @@ impl<S: Storage> Engine<S> {
             DirtyChange::PassCommitted { begin } => {
                 if state.dirty.is_some_and(|dirty| begin > dirty) {
                     state.dirty = None;
+                }
+                // Not at the last record before it: that is what an older base reaches, too.
+                if begin > state.rebase_after.next() {
+                    (state.rebase_after, state.good_until) = (Lsn::ZERO, Lsn::ZERO);
                 }
             }
         }

@@ -72,6 +72,8 @@ pub struct Engine<S> {
     boot: BootId,
     incarnation: u32,
     disk_sizes: Vec<u64>,
+    /// Taken out of the group: their backings are not open.
+    disks_removed: Vec<bool>,
     record_blocks_max: u32,
 
     ring: Ring,
@@ -130,6 +132,7 @@ impl<S: Storage> Engine<S> {
         debug_assert_eq!(space.head(), distance(start.lap, start.position));
         let durable = Lsn(start.next_lsn.0 - 1);
         let disk_sizes: Vec<u64> = superblock.disks.iter().map(|disk| disk.size).collect();
+        let disks_removed = superblock.disks.iter().map(|disk| disk.removed).collect();
         let mut engine = Self {
             storage,
             config,
@@ -160,6 +163,7 @@ impl<S: Storage> Engine<S> {
             events: Vec::new(),
             status: EngineStatus::default(),
             disk_sizes,
+            disks_removed,
         };
         engine.store_durable();
         engine

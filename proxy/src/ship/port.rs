@@ -31,6 +31,18 @@ pub struct SinkRecord {
     pub acked: Cursor,
     /// Set when records may have left the log that this sink has not: the highest such LSN.
     pub dirty: Option<Lsn>,
+    /// A base that began at or before this LSN lacks what came onto a disk past the log.
+    pub rebase_after: Lsn,
+    /// The last record that such a base is good for.
+    pub good_until: Lsn,
+}
+
+impl SinkRecord {
+    /// Whether the sink needs a pass.
+    #[must_use]
+    pub fn needs_pass(&self) -> bool {
+        self.dirty.is_some() || self.rebase_after != Lsn::ZERO
+    }
 }
 
 /// Why the group could not do it.

@@ -36,6 +36,9 @@ pub enum BaseReason {
     NotArrived,
     /// Nothing here can prove that its records are ours.
     Unproven,
+    /// Something came onto a disk past the log since its base began: a disk was added or came back,
+    /// an edited backing was accepted.
+    PastTheLog,
 }
 
 /// What to do.
@@ -103,6 +106,33 @@ pub fn plan(s: &Situation, sink: SinkId) -> Plan {
             until: s.stored.lsn,
             expected: s.stored.chain,
         })
+    }
+}
+
+/// Whether the sink may go on with the base that it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BaseDue {
+    /// It may.
+    No,
+    /// Up to this record, which is as far as its base is right.
+    Behind(Lsn),
+    /// It may not.
+    Now,
+}
+
+/// Judges the sink's newest base, given that everything up to its cursor is ours: a base that began
+/// at or before `rebase_after` lacks what came onto a disk past the log, the first of it behind
+/// `good_until`. What the sink can still add to a complete history it gets first.
+#[must_use]
+pub fn base_due(resume: &Resume, rebase_after: Lsn, good_until: Lsn) -> BaseDue {
+    let active = resume.active_pass.map(|pass| pass.begin);
+    let newest = active.unwrap_or(resume.completed_pass);
+    if newest > rebase_after {
+        BaseDue::No
+    } else if active.is_none() && resume.cursor.lsn < good_until {
+        BaseDue::Behind(good_until)
+    } else {
+        BaseDue::Now
     }
 }
 

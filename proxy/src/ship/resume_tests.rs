@@ -36,6 +36,40 @@ fn at(sink: Cursor) -> Situation {
 }
 
 #[test]
+fn a_base_from_before_a_disk_came_is_replaced_behind_its_history() {
+    let active = |begin| {
+        Some(ActivePass {
+            begin: Lsn(begin),
+            next_disk: DiskIndex(0),
+            next_block: 0,
+            blocks: 0,
+            chain: RecordChain::BASE,
+        })
+    };
+    let due = |completed, active_pass, rebase_after: u64| {
+        let resume = Resume {
+            completed_pass: Lsn(completed),
+            active_pass,
+            ..situation().resume
+        };
+        base_due(&resume, Lsn(rebase_after), Lsn(rebase_after))
+    };
+    // The sink is at 50.
+    assert_eq!(due(10, None, 0), BaseDue::No);
+    assert_eq!(due(10, None, 9), BaseDue::No);
+    assert_eq!(due(10, None, 10), BaseDue::Now);
+    assert_eq!(due(10, None, 50), BaseDue::Now);
+    assert_eq!(due(10, None, 51), BaseDue::Behind(Lsn(51)));
+    // Twice: the base is good for what was before the first, and not once the sink has that.
+    let twice = |first| base_due(&situation().resume, Lsn(80), Lsn(first));
+    assert_eq!(twice(51), BaseDue::Behind(Lsn(51)));
+    assert_eq!(twice(50), BaseDue::Now);
+    // A copy that is under way is of no use; of one that began behind it nothing is lacking.
+    assert_eq!(due(0, active(30), 60), BaseDue::Now);
+    assert_eq!(due(0, active(30), 29), BaseDue::No);
+}
+
+#[test]
 fn r1_empty() {
     assert_eq!(
         plan(&at(cursor(0, 0)), SINK),

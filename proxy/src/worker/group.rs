@@ -178,6 +178,8 @@ impl Group {
                         chain: state.chain,
                     },
                     dirty: state.dirty,
+                    rebase_after: state.rebase_after,
+                    good_until: state.good_until,
                 });
                 let _ = reply.send(Ok(known.unwrap_or_default()));
             }

@@ -4,9 +4,15 @@ use super::super::faults::Fault;
 use super::super::site::Way;
 use super::super::trace;
 use super::{CATCH_UP, PATIENCE, Run};
+use afterimage_format::ids::Lsn;
+use afterimage_format::superblock::SinkState;
+use afterimage_proxy::engine::recovery::RecoveryError;
+use afterimage_proxy::engine::recovery::claims::ClaimRefusal;
 use afterimage_proxy::engine::{EngineEvent, Ticket};
-use afterimage_proxy::ship::status::SinkState;
+use afterimage_proxy::ship::status::SinkState as ShippingState;
 use std::time::Duration;
+
+const BLOCK: u64 = 4096;
 
 impl Run {
     /// Stops the primary in good order and starts it again.
@@ -19,7 +25,8 @@ impl Run {
             self.host.world.remove_ring("ring");
         }
         let head = self.head();
-        match self.start_life() {
+        let kill = self.edit_backings()?;
+        match self.start_life_killed(kill) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) if self.log_wrong => {
@@ -35,6 +42,41 @@ impl Run {
         self.clients.process_gone(true);
         (self.clients.answered, self.clients.flushed) = (head, head);
         Ok(())
+    }
+
+    /// Somebody may write to the backings while the group is down. After how many steps the next
+    /// start is killed, if it is.
+    fn edit_backings(&mut self) -> Result<Option<u64>, String> {
+        let kill = self.down_rng.chance(4000);
+        let kill = kill.then(|| 1 + self.down_rng.below(120));
+        // Without clean claims nobody would notice.
+        if self.storage_broken || self.log_wrong || !self.down_rng.chance(4000) {
+            return Ok(kill);
+        }
+        for _ in 0..=self.down_rng.below(2) {
+            let disks = self.host.geometry.disks.len() as u64;
+            let disk = self.down_rng.below(disks) as usize;
+            let blocks = self.host.geometry.disks[disk].div_ceil(BLOCK);
+            let block = self.down_rng.below(blocks);
+            let mut bytes = vec![0; self.model().valid(disk, block)];
+            bytes.fill_with(|| self.down_rng.next_u64() as u8);
+            self.host.edit(disk, block * BLOCK, &bytes);
+            bytes.resize(BLOCK as usize, 0);
+            self.model().edit(disk, block, &bytes);
+            trace::count(Fault::Edited);
+            trace::note(&[42, disk as u64, block], || {
+                format!("somebody edits block {block} of disk {disk}")
+            });
+        }
+        self.edited = true;
+        let refused = self.host.start(None);
+        if !matches!(
+            refused,
+            Err(RecoveryError::Claim(ClaimRefusal::Edited { .. }))
+        ) {
+            return Err("a start takes an edited backing in without being told to".to_owned());
+        }
+        Ok(kill)
     }
 
     /// Drains and leaves. False: the process died on the way, or its log has failed.
@@ -133,10 +175,12 @@ impl Run {
             };
             let progress = running.life.engine.progress();
             let status = running.status.get();
+            let based = |sink: &SinkState| sink.rebase_after == Lsn::ZERO;
             let caught_up = self.clients.done()
+                && running.life.engine.sinks().iter().all(based)
                 && progress.durable == progress.appended
                 && status.acked == progress.durable
-                && status.state == SinkState::Streaming
+                && status.state == ShippingState::Streaming
                 && status.pass.is_none();
             if caught_up {
                 reached = Some(progress.durable.0);

@@ -35,6 +35,7 @@ faults! {
     SectorLost: "unsynced sector lost by a power cut",
     SectorTorn: "unsynced sector torn by a power cut",
     CleanRestart: "clean stop and start",
+    Edited: "backing edited while the group is down, and accepted",
     ReadFailed: "EIO on a read of log or backing",
     WriteFailed: "EIO on a write to a backing",
     WriteShort: "write that ends short",

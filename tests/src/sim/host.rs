@@ -96,8 +96,12 @@ pub struct Host {
     pub now_ns: u64,
     /// What its wall clock is ahead.
     pub wall_ahead_ns: i64,
+    /// An edited backing is accepted.
+    pub accepts_edits: bool,
     backings: Vec<String>,
     claims: Vec<String>,
+    /// Modification time of each backing.
+    mtimes_ns: Vec<u64>,
 }
 
 /// Identity of the group.
@@ -130,8 +134,10 @@ impl Host {
             geometry,
             now_ns: 1_000_000_000,
             wall_ahead_ns: 1_700_000_000_000_000_000,
+            accepts_edits: false,
             backings,
             claims,
+            mtimes_ns: vec![0; count],
         };
         host.create_log("log", LogId::from_bytes([2; 16]));
         host
@@ -147,8 +153,10 @@ impl Host {
             geometry: self.geometry.clone(),
             now_ns: self.now_ns,
             wall_ahead_ns: self.wall_ahead_ns,
+            accepts_edits: self.accepts_edits,
             backings: self.backings.clone(),
             claims: self.claims.clone(),
+            mtimes_ns: self.mtimes_ns.clone(),
         }
     }
 
@@ -207,13 +215,22 @@ impl Host {
                 .map(|index| ConfiguredDisk {
                     id: disk_id(index),
                     size: self.geometry.disks[index],
-                    mtime_ns: 0,
+                    mtime_ns: self.mtimes_ns[index],
                 })
                 .collect(),
             sinks: self.geometry.sinks.clone(),
             claims: true,
-            accepted: Accepted::default(),
+            accepted: Accepted {
+                edited_backing: self.accepts_edits,
+                ..Accepted::default()
+            },
         }
+    }
+
+    /// Somebody writes to a backing past the proxy, durably.
+    pub fn edit(&mut self, disk: usize, offset: u64, bytes: &[u8]) {
+        self.world.write(&self.backings[disk], offset, bytes);
+        self.mtimes_ns[disk] += 1;
     }
 
     /// Opens everything as a process does that starts.
@@ -271,7 +288,7 @@ impl Host {
             &self.input(),
             &superblock,
             Leaving::Clean,
-            &|_| 0,
+            &|disk| self.mtimes_ns[usize::from(disk.0)],
         )
     }
 

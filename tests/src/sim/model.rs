@@ -2,7 +2,9 @@
 //!
 //! Built from the records themselves, each of which was checked against the requests of the clients
 //! before it is taken in ([`super::clients`]). Records that a power cut took are taken out again;
-//! their LSNs may come back with other content, which nobody may have seen.
+//! their LSNs may come back with other content, which nobody may have seen. What somebody writes to
+//! a disk past the log stands behind the last record before it: the primary's disks have it from
+//! there on, a replica's points from the record after that.
 
 use afterimage_format::ids::{BLOCK_SIZE, LogId};
 use std::ops::{Range, RangeInclusive};
@@ -15,6 +17,8 @@ const SECTOR: usize = 512;
 #[derive(Clone)]
 struct Version {
     lsn: u64,
+    /// Written past the log, behind the record.
+    past_the_log: bool,
     bytes: Option<Rc<[u8]>>,
 }
 
@@ -83,11 +87,15 @@ impl LogModel {
         (self.sizes[disk] - block * BLOCK).min(BLOCK) as usize
     }
 
-    /// A block as of a record.
+    /// A block of the primary's disk as of a record.
     #[must_use]
     pub fn block(&self, disk: usize, block: u64, lsn: u64) -> Content<'_> {
+        self.block_before(disk, block, (lsn, true))
+    }
+
+    fn block_before(&self, disk: usize, block: u64, last: (u64, bool)) -> Content<'_> {
         let versions = &self.blocks[disk][block as usize];
-        let after = versions.partition_point(|version| version.lsn <= lsn);
+        let after = versions.partition_point(|version| (version.lsn, version.past_the_log) <= last);
         match after.checked_sub(1).map(|at| &versions[at].bytes) {
             Some(Some(bytes)) => Content::Bytes(bytes),
             _ => Content::Zero,
@@ -117,8 +125,20 @@ impl LogModel {
 
     /// A record brought new content for a block; none for zeroes.
     pub fn set(&mut self, disk: usize, block: u64, lsn: u64, bytes: Option<&[u8]>) {
-        let bytes = bytes.map(Rc::from);
-        self.blocks[disk][block as usize].push(Version { lsn, bytes });
+        self.push(disk, block, (lsn, false), bytes);
+    }
+
+    /// Somebody wrote a block past the log, behind the last record.
+    pub fn edit(&mut self, disk: usize, block: u64, bytes: &[u8]) {
+        self.push(disk, block, (self.head, true), Some(bytes));
+    }
+
+    fn push(&mut self, disk: usize, block: u64, at: (u64, bool), bytes: Option<&[u8]>) {
+        self.blocks[disk][block as usize].push(Version {
+            lsn: at.0,
+            past_the_log: at.1,
+            bytes: bytes.map(Rc::from),
+        });
     }
 
     /// Records behind this one never were.
@@ -131,12 +151,23 @@ impl LogModel {
         self.head = self.head.min(lsn);
     }
 
-    /// The first block in which a disk's content differs from what it was at a record.
+    /// The first block in which a disk of the primary differs from what it was at a record.
     #[must_use]
     pub fn differs(&self, disk: usize, lsn: u64, content: &[u8]) -> Option<u64> {
+        self.differs_from(disk, (lsn, true), content)
+    }
+
+    /// The first block in which a disk of a replica's point differs from what the records up to
+    /// there made of it.
+    #[must_use]
+    pub fn point_differs(&self, disk: usize, lsn: u64, content: &[u8]) -> Option<u64> {
+        self.differs_from(disk, (lsn, false), content)
+    }
+
+    fn differs_from(&self, disk: usize, last: (u64, bool), content: &[u8]) -> Option<u64> {
         let mut blocks = (0..).zip(content.chunks(BLOCK_SIZE));
         blocks
-            .find(|(block, bytes)| !self.block(disk, *block, lsn).has(0, bytes))
+            .find(|(block, bytes)| !self.block_before(disk, *block, last).has(0, bytes))
             .map(|(block, _)| block)
     }
 

@@ -130,6 +130,8 @@ impl Desk {
                         chain: state.chain,
                     },
                     dirty: state.dirty,
+                    rebase_after: state.rebase_after,
+                    good_until: state.good_until,
                 });
                 let _ = reply.send(Ok(record));
             }

@@ -9,6 +9,8 @@ use super::super::tap;
 use super::super::trace;
 use super::{Run, Running};
 use afterimage_format::ring_header::RING_LATCH_WORD;
+use afterimage_proxy::engine::recovery::RecoveryError;
+use afterimage_proxy::engine::recovery::claims::ClaimRefusal;
 use afterimage_proxy::io::Storage;
 use afterimage_proxy::ship::ShipConfig;
 use afterimage_proxy::ship::status::StatusCell;
@@ -23,8 +25,20 @@ impl Run {
 
     /// Starts the process. False: it died in recovery.
     pub(super) fn start_life_killed(&mut self, kill_after: Option<u64>) -> Result<bool, String> {
-        match self.host.start(kill_after) {
+        let mut started = self.host.start(kill_after);
+        if self.edited
+            && matches!(
+                started,
+                Err(RecoveryError::Claim(ClaimRefusal::Edited { .. }))
+            )
+        {
+            self.host.accepts_edits = true;
+            started = self.host.start(kill_after);
+            self.host.accepts_edits = false;
+        }
+        match started {
             Ok(Some(life)) => {
+                self.edited = false;
                 let (desk, port) = port::connect(&life, &self.host.geometry.disks);
                 let status = StatusCell::new(URL);
                 let task = ShipTask {

@@ -132,6 +132,8 @@ enum Later {
 struct Run {
     plan: Plan,
     rng: SimRng,
+    /// Draws what happens while the group is down, apart from all else.
+    down_rng: SimRng,
     host: Host,
     site: Site,
     clients: Clients,
@@ -145,6 +147,8 @@ struct Run {
     /// A write to the log went wrong silently: recovery may refuse.
     log_wrong: bool,
     storage_broken: bool,
+    /// A backing was edited, and no start has taken that in yet.
+    edited: bool,
     checkpoints: u64,
     crashes: u64,
     recoveries: u64,
@@ -179,6 +183,7 @@ impl Run {
         }
         let log = host.superblock().log;
         Self {
+            down_rng: SimRng::new(seed ^ 0xed17),
             host,
             site,
             clients,
@@ -190,6 +195,7 @@ impl Run {
             log_failed: false,
             log_wrong: false,
             storage_broken: false,
+            edited: false,
             checkpoints: 0,
             crashes: 0,
             recoveries: 0,

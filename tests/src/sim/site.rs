@@ -259,7 +259,7 @@ impl Site {
             let mut content = vec![0; *size as usize];
             let read = image.read(DiskIndex(disk as u16), 0, &mut content).await;
             read.map_err(|error| format!("{at}: disk {disk} cannot be read: {error}"))?;
-            if let Some(block) = model.differs(disk, lsn, &content) {
+            if let Some(block) = model.point_differs(disk, lsn, &content) {
                 let start = block as usize * 4096;
                 let bytes = &content[start..content.len().min(start + 4096)];
                 let when = model.when(disk, block, bytes);

@@ -113,7 +113,7 @@ fn clients(group: &Running, connections: &[(DiskIndex, String)]) -> Vec<ClientSt
 /// Whether unshipped records had to leave the log, so that the target needs a pass.
 async fn has_gap(group: &Running, target: &TargetTask) -> bool {
     let record = group.handle.sink_record(target.sink).await;
-    record.is_ok_and(|record| record.dirty.is_some())
+    record.is_ok_and(|record| record.needs_pass())
 }
 
 /// Seconds of history that each target lacks, since the start.
@@ -158,7 +158,7 @@ pub(super) async fn no_point_at(group: &Running) -> Vec<NoPoint> {
 }
 
 const COPYING: &str = "it is being copied; recovery points begin when the copy is complete";
-const GAP: &str = "it lacks what has left the log, or was never copied; recovery points begin with a complete copy";
+const GAP: &str = "it lacks what has left the log or came past it, or was never copied; recovery points begin with a complete copy";
 const AWAY: &str =
     "it has not been reached since the start; the checkpoint counts if its copy is complete there";
 
@@ -196,8 +196,7 @@ fn state(
         let mut why = format!("{} is {}: {error}", target.url, target.state);
         // A target that never had a copy lacks nothing that it had.
         if target.gap && target.acked_lsn > 0 {
-            why +=
-                "; unshipped writes had to leave the log: history has a gap, it needs a new copy";
+            why += "; history has a gap, it needs a new copy: unshipped writes had to leave the log, or a disk changed past it";
         }
         return ("degraded", Some(why));
     }

@@ -107,6 +107,8 @@ pub const fn without_base(id: SinkId) -> SinkState {
         acked: Lsn::ZERO,
         chain: RecordChain::BASE,
         dirty: Some(Lsn::ZERO),
+        rebase_after: Lsn::ZERO,
+        good_until: Lsn::ZERO,
     }
 }
 

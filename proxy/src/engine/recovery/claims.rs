@@ -276,10 +276,9 @@ impl Verdict {
                 log_path,
             };
             change(&mut claim);
-            if found.as_ref() != Some(&claim) {
-                store_claim(blocking, &mut claim)?;
-                *found = Some(claim);
-            }
+            // Also when it is there already: a start that was killed may not have come to the sync.
+            store_claim(blocking, &mut claim)?;
+            *found = Some(claim);
         }
         Ok(())
     }

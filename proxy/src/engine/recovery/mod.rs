@@ -358,6 +358,11 @@ fn settle<S: Storage>(
         replayed: Replayed::default(),
     };
     refill.write(blocking, &frames, ring_durable)?;
+    if verdict.resend {
+        // Durable before the claims are: afterwards nothing else tells that something was accepted.
+        reconcile::demand_base(refill.superblock, Lsn(refill.head.lsn.0 - 1));
+        superblock::store(blocking, FileId::LOG, refill.superblock)?;
+    }
     verdict.mark_attached(blocking, refill.superblock)?;
     refill.replay(blocking)?;
     let Refill {
@@ -369,7 +374,7 @@ fn settle<S: Storage>(
     superblock.incarnation += 1;
     superblock.incarnation_frame = head.frame;
     superblock.boot = input.boot;
-    reconcile::reconcile(&mut superblock, input, verdict.resend)?;
+    reconcile::reconcile(&mut superblock, input)?;
     Ok(Settled {
         superblock,
         head,

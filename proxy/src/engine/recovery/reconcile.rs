@@ -2,8 +2,8 @@
 
 use super::{RecoveryError, RecoveryInput};
 use crate::engine::log::create::without_base;
-use afterimage_format::ids::DISKS_MAX;
-use afterimage_format::superblock::{DiskState, SINKS_MAX, Superblock};
+use afterimage_format::ids::{DISKS_MAX, Lsn};
+use afterimage_format::superblock::{DiskState, SINKS_MAX, SinkState, Superblock};
 
 /// Every backing is as long as the log says its disk is.
 pub(super) fn check_sizes(
@@ -41,13 +41,25 @@ pub(super) fn check_configured(
     })
 }
 
-/// Adds what is new, takes out what is gone. A new sink, and with `resend` every sink, needs a pass
-/// that begins after everything the log holds now.
+/// Makes every sink need a base that begins after `last`. What it still lacks is added to the base
+/// that it has, up to the first such moment.
+pub(super) fn demand_base(superblock: &mut Superblock, last: Lsn) {
+    for sink in &mut superblock.sinks {
+        if sink.rebase_after == Lsn::ZERO {
+            sink.good_until = last;
+        }
+        sink.rebase_after = sink.rebase_after.max(last);
+    }
+}
+
+/// Adds what is new, takes out what is gone. What comes with a disk is in no record: every sink
+/// then needs a base that begins after everything the log holds now. So does a new sink, which may
+/// be one that was taken out before such a disk came.
 pub(super) fn reconcile(
     superblock: &mut Superblock,
     input: &RecoveryInput,
-    resend: bool,
 ) -> Result<(), RecoveryError> {
+    let durable = superblock.durable;
     for configured in &input.disks {
         // One that comes back is taken for new: nobody knows what it went through meanwhile.
         let known = superblock
@@ -66,9 +78,7 @@ pub(super) fn reconcile(
                 removed: false,
             }),
         }
-        for sink in &mut superblock.sinks {
-            sink.dirty = Some(superblock.durable);
-        }
+        demand_base(superblock, durable);
     }
     for disk in &mut superblock.disks {
         disk.removed = !input.disks.iter().any(|known| known.id == disk.id);
@@ -83,14 +93,12 @@ pub(super) fn reconcile(
         if superblock.sinks.len() == SINKS_MAX {
             return Err(RecoveryError::TableFull { what: "sink" });
         }
-        let mut sink = without_base(*id);
-        sink.dirty = Some(superblock.durable);
-        superblock.sinks.push(sink);
-    }
-    if resend {
-        for sink in &mut superblock.sinks {
-            sink.dirty = Some(superblock.durable);
-        }
+        superblock.sinks.push(SinkState {
+            dirty: Some(durable),
+            rebase_after: durable,
+            good_until: Lsn::ZERO,
+            ..without_base(*id)
+        });
     }
     Ok(())
 }

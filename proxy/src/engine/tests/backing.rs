@@ -7,6 +7,7 @@ use crate::io::sim::{FaultKind, SimRng};
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::superblock::{Superblock, choose};
+use afterimage_format::wire::Cursor;
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -285,6 +286,66 @@ fn what_was_read_for_a_merge_is_read_again_after_a_failed_sync() {
         );
     }
     assert!(merged_while_syncing > 0);
+}
+
+/// A pass that was under way goes on behind the restart, and meets the place of the disk that left.
+#[test]
+fn a_disk_that_was_taken_out_has_nothing_for_a_pass_and_needs_one_when_it_is_back() {
+    let geometry = Geometry {
+        sinks: 1,
+        ..Geometry::default()
+    };
+    let mut rig = Rig::new(41, geometry);
+    for disk in 0..2 {
+        put(&mut rig, disk, BLOCK, &[9; BLOCK_SIZE]);
+    }
+    rig.drain();
+    rig.taken_out = vec![0];
+    rig.start().expect("the other disk goes on");
+    for disk in 0..2 {
+        let ranges = rig.engine().allocated_ranges(DiskIndex(disk), 0, 8);
+        let ranges = ranges.expect("none, or those of the disk that is there");
+        assert_eq!(ranges.is_empty(), disk == 0, "{ranges:?}");
+    }
+    assert_eq!(stored_superblock(&rig).sinks[0].rebase_after, Lsn::ZERO);
+    rig.drain();
+    // Back again, with whatever was done to it meanwhile.
+    rig.taken_out.clear();
+    rig.start().expect("both disks");
+    let stored = stored_superblock(&rig);
+    assert_eq!(stored.sinks[0].rebase_after, stored.durable);
+    assert!(stored.durable > Lsn::ZERO);
+    assert_eq!(stored.sinks[0].good_until, stored.durable);
+    // Once more before a sink has a new base: the old one is good for what was before the first.
+    put(&mut rig, 0, BLOCK, &[8; BLOCK_SIZE]);
+    rig.drain();
+    rig.taken_out = vec![0];
+    rig.start().expect("the other disk");
+    rig.drain();
+    rig.taken_out.clear();
+    rig.start().expect("both disks again");
+    let first = stored.durable;
+    let stored = stored_superblock(&rig);
+    assert_eq!(stored.sinks[0].good_until, first);
+    assert_eq!(stored.sinks[0].rebase_after, stored.durable);
+    assert!(stored.durable > first);
+    let complete_at = |rig: &mut Rig, lsn| {
+        let acked = Cursor {
+            lsn,
+            chain: RecordChain::BASE,
+        };
+        let told = rig.engine().report_acked(Ticket(1), sink(0), acked, true);
+        rig.turns(100);
+        told.expect("a sink that is known")
+    };
+    // What an older base reaches, too, does not clear it.
+    complete_at(&mut rig, stored.durable);
+    assert_eq!(
+        stored_superblock(&rig).sinks[0].rebase_after,
+        stored.durable
+    );
+    assert!(complete_at(&mut rig, stored.durable.next()));
+    assert_eq!(stored_superblock(&rig).sinks[0].rebase_after, Lsn::ZERO);
 }
 
 /// What a pass sends stays at the replica: it must not be what the device lost for a while.

@@ -44,6 +44,8 @@ pub(super) type Answer = Result<Option<Vec<u8>>, RequestError>;
 pub(super) struct Rig {
     pub(super) world: SimWorld,
     pub(super) geometry: Geometry,
+    /// Disks that the next start is not told of.
+    pub(super) taken_out: Vec<usize>,
     engine: Option<Engine<SimStorage>>,
     pub(super) now_ns: u64,
     next_id: u64,
@@ -90,6 +92,7 @@ impl Rig {
         let mut rig = Self {
             world,
             geometry,
+            taken_out: Vec::new(),
             engine: None,
             now_ns: 1_000_000_000,
             next_id: 0,
@@ -112,7 +115,8 @@ impl Rig {
         }
         let names: Vec<String> = (0..self.geometry.disks.len()).map(disk_name).collect();
         let mut files = vec![(FileId::LOG, "log")];
-        for (index, name) in names.iter().enumerate() {
+        for index in self.disks_left() {
+            let name = &names[index];
             files.push((FileId::backing(DiskIndex(index as u16)), name.as_str()));
         }
         let mut storage = self.world.open(Some("ring"), &files);
@@ -129,7 +133,8 @@ impl Rig {
             },
             group: group(),
             boot: BootId::from_bytes(self.world.boot_id()),
-            disks: (0..self.geometry.disks.len())
+            disks: self
+                .disks_left()
                 .map(|index| ConfiguredDisk {
                     id: disk_id(index),
                     size: self.geometry.disks[index],
@@ -158,6 +163,10 @@ impl Rig {
         self.events.clear();
         self.replies.clear();
         Ok(report)
+    }
+
+    fn disks_left(&self) -> impl Iterator<Item = usize> {
+        (0..self.geometry.disks.len()).filter(|index| !self.taken_out.contains(index))
     }
 
     /// Kills the next start after so many steps.

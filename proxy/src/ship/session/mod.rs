@@ -86,6 +86,9 @@ pub enum SessionError {
     /// Another sink made the group take a new epoch.
     #[error("the group is in epoch {0} now")]
     EpochChanged(Epoch),
+    /// The sink has all that its base is good for.
+    #[error("the sink has everything up to {0}; a new pass is due")]
+    BaseDue(Lsn),
 }
 
 impl SessionError {
@@ -98,7 +101,7 @@ impl SessionError {
     pub(super) fn is_benign(&self) -> bool {
         matches!(
             self,
-            Self::EpochChanged(_) | Self::Source(SourceError::Gone(_))
+            Self::EpochChanged(_) | Self::BaseDue(_) | Self::Source(SourceError::Gone(_))
         )
     }
 }

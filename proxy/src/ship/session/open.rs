@@ -5,8 +5,10 @@ use super::{Context, Memory, SessionError};
 use crate::engine::event::EventRecord;
 use crate::ship::cutter::{Cutter, Stream};
 use crate::ship::pass::Pass;
-use crate::ship::port::GroupIdentity;
-use crate::ship::resume::{BaseReason, ChainWalk, Plan, Situation, Verdict, plan};
+use crate::ship::port::{GroupIdentity, SinkRecord};
+use crate::ship::resume::{
+    BaseDue, BaseReason, ChainWalk, Plan, Situation, Verdict, base_due, plan,
+};
 use crate::ship::sink::{SinkConnection, SinkError};
 use crate::ship::source::RecordSource;
 use crate::ship::status::SinkState;
@@ -26,6 +28,8 @@ pub(super) struct Opened {
     pub(super) cutter: Cutter,
     /// The sink's cursor.
     pub(super) cursor: Cursor,
+    /// The last record that its base is good for, if a new base is due behind it.
+    pub(super) base_due_behind: Option<Lsn>,
     pub(super) pass: Option<Pass>,
     /// Before this record was read, the pass must not go on: its end may be in the log already.
     pub(super) pass_held_until: Lsn,
@@ -90,6 +94,7 @@ pub(super) async fn open(
             identity: &identity,
             epoch,
             resume,
+            record,
         };
         match opening.follow_plan(memory, stored, source).await? {
             Some(opened) => return Ok(opened),
@@ -104,6 +109,8 @@ struct Opening<'a> {
     identity: &'a GroupIdentity,
     epoch: Epoch,
     resume: Resume,
+    /// As the log's superblock says.
+    record: SinkRecord,
 }
 
 impl Opening<'_> {
@@ -191,9 +198,18 @@ impl Opening<'_> {
 
     async fn go_on(
         &self,
-        memory: &Memory,
+        memory: &mut Memory,
         source: &mut dyn RecordSource,
     ) -> Result<Opened, SessionError> {
+        let base_due_behind = match base_due(
+            &self.resume,
+            self.record.rebase_after,
+            self.record.good_until,
+        ) {
+            BaseDue::No => None,
+            BaseDue::Behind(last) => Some(last),
+            BaseDue::Now => return self.new_base(BaseReason::PastTheLog, memory, source).await,
+        };
         let cutter = self.cutter();
         source.seek(cutter.next()).await?;
         let active = self.resume.active_pass.as_ref();
@@ -201,6 +217,7 @@ impl Opening<'_> {
             stream: self.stream(),
             cutter,
             cursor: self.resume.cursor,
+            base_due_behind,
             pass: active.map(|at| Pass::new(self.stream(), &self.disk_bytes(), at)),
             pass_held_until: self.context.port.progress().borrow().appended,
             pass_ends: active.is_some_and(|at| at.begin == memory.ending),
@@ -255,6 +272,7 @@ impl Opening<'_> {
             stream: self.stream(),
             cutter,
             cursor: self.resume.cursor,
+            base_due_behind: None,
             pass: Some(Pass::new(
                 self.stream(),
                 &self.disk_bytes(),

@@ -57,6 +57,8 @@ pub(super) struct Streaming<'a> {
     /// `PassEnd` on its way into the log, which may be full for long: the log can only be trimmed if
     /// records and acknowledgements go on meanwhile.
     appending: Option<BoxFuture<'a, Result<Lsn, PortError>>>,
+    /// As in [`Opened`].
+    base_due_behind: Option<Lsn>,
     active_at_sink: Option<ActivePass>,
     rate: RateLimit,
     tuning: watch::Receiver<Tuning>,
@@ -101,6 +103,7 @@ impl<'a> Streaming<'a> {
                 ready: None,
             }),
             appending: None,
+            base_due_behind: opened.base_due_behind,
             active_at_sink: opened.resume.active_pass,
             rate: RateLimit::new(context.tuning.borrow().pass_bytes_per_second),
             tuning: context.tuning.clone(),
@@ -108,12 +111,13 @@ impl<'a> Streaming<'a> {
     }
 
     pub(super) async fn run(mut self) -> Result<Infallible, SessionError> {
-        let complete = self.pass.is_none();
+        let complete = self.pass.is_none() && self.base_due_behind.is_none();
         self.report(self.acked_at_open(), complete).await?;
         loop {
             self.check_epoch()?;
             self.retune();
             self.take_acks().await?;
+            self.check_base()?;
             self.append_on().await?;
             let mut moved = self.send_cut().await?;
             if self.may_read() {
@@ -159,6 +163,13 @@ impl<'a> Streaming<'a> {
             Ok(())
         } else {
             Err(SessionError::EpochChanged(epoch))
+        }
+    }
+
+    fn check_base(&self) -> Result<(), SessionError> {
+        match self.base_due_behind {
+            Some(last) if self.window.acked().lsn >= last => Err(SessionError::BaseDue(last)),
+            _ => Ok(()),
         }
     }
 
@@ -224,6 +235,7 @@ impl<'a> Streaming<'a> {
     /// Reads one batch of durable records into the cutter.
     async fn read_log(&mut self) -> Result<bool, SessionError> {
         let durable = self.progress.borrow().durable;
+        let durable = durable.min(self.base_due_behind.unwrap_or(durable));
         if self.cutter.next() > durable {
             return Ok(false);
         }
@@ -356,7 +368,7 @@ impl<'a> Streaming<'a> {
         let wall_ns = self.window.ack(ack)?;
         self.active_at_sink = ack.active_pass;
         self.memory.progressed = true;
-        let complete = ack.completed_pass != Lsn::ZERO;
+        let complete = ack.completed_pass != Lsn::ZERO && self.base_due_behind.is_none();
         if let Some(driven) = &self.pass
             && driven.pass.begin() == ack.completed_pass
         {

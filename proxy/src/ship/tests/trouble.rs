@@ -79,7 +79,7 @@ async fn a_restarted_process_proves_the_chain_from_an_old_superblock() {
         drop(rig);
         group.set_sink(SinkRecord {
             acked: stored,
-            dirty: None,
+            ..SinkRecord::default()
         });
         rig = Rig::start(group.clone(), config());
         group.write(0, 9, &block(stored.lsn.0));
@@ -88,6 +88,38 @@ async fn a_restarted_process_proves_the_chain_from_an_old_superblock() {
         assert_eq!(replica.gaps.len(), 1, "{stored:?}");
         assert_eq!(rig.status.get().divergences_total, 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_past_the_log_is_sent_with_a_new_base_behind_the_history() {
+    let group = loaded_group();
+    let mut rig = Rig::start(group.clone(), config());
+    let (mut replica, peer) = in_sync(&mut rig).await;
+    drop((peer, rig));
+    group.write(0, 3, &block(1));
+    let last = group.last();
+    group.set_sink(SinkRecord {
+        acked: replica.cursor,
+        dirty: None,
+        rebase_after: last,
+        good_until: last,
+    });
+    // Somebody edits the disk while the group is down; it goes on with that.
+    group.preload(0, 3000, &block(2));
+    group.write(0, 4, &block(3));
+    rig = Rig::start(group.clone(), config());
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    peer.serve(&mut replica, |_| false).await;
+    assert_eq!((replica.cursor.lsn, replica.gaps.len()), (last, 1));
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    catch_up(&rig, &mut peer, &mut replica).await;
+    assert_eq!(replica.gaps.len(), 2);
+    // Whether the superblock forgot it or not, once is enough.
+    drop(peer);
+    group.write(0, 5, &block(4));
+    let mut peer = reconnect(&mut rig, &mut replica).await;
+    catch_up(&rig, &mut peer, &mut replica).await;
+    assert_eq!(replica.gaps.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -413,7 +413,9 @@ fn c5_to_c7_an_edited_backing_is_refused_unless_accepted() {
     rig.accepted.edited_backing = true;
     let report = rig.start(None).unwrap();
     assert!(report.verify_due);
-    assert!(rig.superblock().sinks[0].dirty.is_some());
+    let last = rig.superblock().durable;
+    assert!(last > Lsn::ZERO);
+    assert_eq!(rig.superblock().sinks[0].rebase_after, last);
     rig.accepted = Accepted::default();
     rig.go_on_from(0);
     rig.engine = None;

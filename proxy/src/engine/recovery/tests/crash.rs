@@ -3,6 +3,7 @@
 use super::rig::Rig;
 use crate::engine::recovery::claims::Leaving;
 use afterimage_format::claim::ClaimState;
+use afterimage_format::ids::Lsn;
 
 /// A group that worked a while and was killed in the middle.
 fn killed(seed: u64, log_blocks: u64, ring_blocks: u64) -> Rig {
@@ -79,6 +80,57 @@ fn a_power_cut_at_any_operation_of_recovery_leaves_a_prefix() {
             if whole {
                 break;
             }
+        }
+    }
+}
+
+/// Afterwards nothing else tells that the sinks lack it.
+#[test]
+fn an_accepted_edit_is_not_forgotten_by_a_crash_at_any_operation_of_recovery() {
+    for power in [false, true] {
+        for crash in 1.. {
+            let mut rig = Rig::new(crash, 64, 24);
+            rig.start(None).unwrap();
+            rig.work(crash, 20);
+            rig.stop(Leaving::Clean);
+            rig.world.write("disk", 4096, b"somebody was here");
+            rig.accepted.edited_backing = true;
+            let whole = rig.start(Some(crash)).is_ok() && !rig.world.is_dead();
+            if power {
+                rig.world.power_cut();
+            } else {
+                rig.world.kill();
+            }
+            rig.accepted.edited_backing = false;
+            if rig.start(None).is_ok() {
+                let rebase = rig.superblock().sinks[0].rebase_after;
+                assert!(rebase > Lsn::ZERO, "crash {crash}, power {power}");
+            }
+            if whole {
+                break;
+            }
+        }
+    }
+}
+
+/// What a start finds in a claim may have been written by one that was killed before the sync.
+#[test]
+fn a_claim_that_a_killed_start_wrote_survives_a_power_cut_of_the_next() {
+    for kill in 1.. {
+        let mut rig = Rig::new(kill, 64, 24);
+        rig.start(None).unwrap();
+        rig.work(kill, 20);
+        rig.stop(Leaving::Clean);
+        let whole = rig.start(Some(kill)).is_ok() && !rig.world.is_dead();
+        rig.world.kill();
+        rig.start(None).unwrap();
+        rig.work(kill, 40);
+        rig.world.power_cut();
+        rig.start(None)
+            .unwrap_or_else(|error| panic!("killed at {kill}: {error}"));
+        rig.check(rig.flushed, &format!("killed at {kill}"));
+        if whole {
+            break;
         }
     }
 }

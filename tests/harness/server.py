@@ -160,10 +160,16 @@ class Afterimage:
         self._notify.bind(str(notify_path))
         self._notify.setblocking(False)
         environment = {**self.environment, "NOTIFY_SOCKET": str(notify_path), "RUST_BACKTRACE": "1"}
+        log = self.folder / "serve.log"
+        self._said_before = len(log.read_text(errors="replace")) if log.exists() else 0
         self.child = Child(
-            [*under, binary(), "--config", self.config, "serve", *options], self.folder / "serve.log",
+            [*under, binary(), "--config", self.config, "serve", *options], log,
             env=environment, **self.child_options,
         )
+
+    def said(self):
+        """What the process has printed since its start."""
+        return self.child.log()[self._said_before:]
 
     def start(self, *options):
         """Start the process and wait until it has recovered and says that it is ready."""
@@ -182,7 +188,7 @@ class Afterimage:
 
         def ready():
             if not self.child.running():
-                raise CheckFailed(f"serve ended with {self.child.wait()}:\n{self.child.log_tail()}")
+                raise CheckFailed(f"serve ended with {self.child.wait()}:\n{self.said()[-4000:]}")
             return self.said_ready()
 
         wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
@@ -190,11 +196,10 @@ class Afterimage:
 
     def start_refused(self, code=1):
         """Start a server that must refuse with that exit code; returns what this start printed."""
-        before = len(self.child.log()) if self.child is not None else 0
         self.spawn()
         seen = self.child.wait(READY_PATIENCE_SECONDS)
-        expect(seen == code, f"serve was to refuse with {code}, it ended with {seen}:\n{self.child.log_tail()}")
-        return self.child.log()[before:]
+        expect(seen == code, f"serve was to refuse with {code}, it ended with {seen}:\n{self.said()[-4000:]}")
+        return self.said()
 
     def kill(self):
         """SIGKILL: what was answered must survive this."""

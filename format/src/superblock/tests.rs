@@ -137,11 +137,12 @@ fn a_copy_in_the_wrong_place_is_refused() {
 #[test]
 fn each_refusal_has_its_name() {
     type Change = fn(&mut [u8]);
-    let cases: [(Change, SuperblockError); 13] = [
+    let cases: [(Change, SuperblockError); 15] = [
         (|b| b[0] = 0, SuperblockError::Magic),
         (|b| b[8] = 9, SuperblockError::Version(9)),
         (|b| b[160] = 1, SuperblockError::Reserved(160)),
-        (|b| b[900] = 1, SuperblockError::Reserved(900)),
+        (|b| b[904] = 1, SuperblockError::Reserved(904)),
+        (|b| b[960] = 1, SuperblockError::Reserved(960)),
         (|b| b[4091] = 1, SuperblockError::Reserved(4091)),
         (|b| b[1056] = 1, SuperblockError::Reserved(1056)),
         (|b| b[336] = 1, SuperblockError::Reserved(336)),
@@ -150,6 +151,7 @@ fn each_refusal_has_its_name() {
         (|b| b[12] = 9, SuperblockError::Sinks(9)),
         (|b| b[1040] = 1, SuperblockError::Disk(0)),
         (|b| b[320] = 2, SuperblockError::Sink(0)),
+        (|b| b[896] = 20, SuperblockError::Sink(0)),
         (
             |b| b[136] = 3,
             SuperblockError::Inconsistent(Inconsistency::TailBeforeDestaged),

@@ -135,7 +135,7 @@ pub fn read_claim<S: Storage>(
     Ok(Claim::decode_file(&buffer).map(Some))
 }
 
-/// Stores a claim's next generation and makes it durable.
+/// Stores a claim's next generation over the older of the two copies, and makes it durable.
 ///
 /// # Errors
 /// The file cannot be written or synced.
@@ -146,6 +146,8 @@ pub fn store_claim<S: Storage>(
     claim.generation += 1;
     let file = FileId::claim(claim.disk_index);
     let offset = claim.generation % 2 * BLOCK_SIZE as u64;
+    // The newer copy may come from a start that was killed before its sync.
+    blocking.sync(file)?;
     blocking.write_bytes(file, offset, &claim.encode())?;
     blocking.sync(file)
 }

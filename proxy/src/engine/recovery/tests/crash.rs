@@ -135,6 +135,40 @@ fn a_claim_that_a_killed_start_wrote_survives_a_power_cut_of_the_next() {
     }
 }
 
+/// Two starts that are killed before their sync have written both copies of a claim.
+#[test]
+fn starts_that_are_killed_never_leave_both_copies_of_a_claim_to_a_power_cut() {
+    let stopped = |seed| {
+        let mut rig = Rig::new(seed, 64, 24);
+        rig.start(None).unwrap();
+        rig.work(seed, 4);
+        rig.stop(Leaving::Clean);
+        rig
+    };
+    // True: it came to its end.
+    let killed = |rig: &mut Rig, kill| {
+        let whole = rig.start(Some(kill)).is_ok() && !rig.world.is_dead();
+        rig.world.kill();
+        whole
+    };
+    for first in 1.. {
+        if killed(&mut stopped(first), first) {
+            break;
+        }
+        for second in 1.. {
+            let mut rig = stopped(second);
+            killed(&mut rig, first);
+            let whole = killed(&mut rig, second);
+            rig.world.power_cut();
+            rig.start(None)
+                .unwrap_or_else(|error| panic!("killed at {first} and {second}: {error}"));
+            if whole {
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn power_cuts_at_work_leave_a_prefix_and_lose_nothing_flushed() {
     for seed in 1..150 {

@@ -3,7 +3,7 @@
 Each script is a process in a process group of its own, with its output in
 target/test-logs/FOLDER/NAME.log and a time limit (a line `# limit: SECONDS` in
 the script changes it). One with a line `# long tier` runs in `--full`, or when it is
-named. Three run at a time, since most of them wait most of the time;
+named. Four run at a time, since most of them wait most of the time;
 of those with guests two.
 Whatever is left of a script's group afterwards is ended by the group's id and
 counts as a failure. The last line is `N passed, N failed`.
@@ -21,7 +21,7 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 LOGS = TESTS.parent / "target/test-logs"
 LIMIT_SECONDS = 300
-AT_ONCE, GUESTS_AT_ONCE = 3, 2
+AT_ONCE, GUESTS_AT_ONCE = 4, 2
 NOT_SCRIPTS = {"__init__", "image", "guest", "tools_disk", "write_log"}
 
 

@@ -83,8 +83,8 @@ with scratch() as folder:
         dr.stop()
         disk = Disk(server.socket, "vm1/vda", SIZE)
         used = lambda: (status := server.api_status()["groups"][0])["log_used_bytes"] / status["log_bytes"]
-        # At 85 % it is nearly full; at 87.5 % unshipped records leave it, and it is not full any more.
-        while used() < 0.855:
+        # At 86 % it is nearly full; at 87.5 % unshipped records leave it, and it is not full any more.
+        while used() < 0.862:
             disk.write(0, disk.dice.randbytes(1 << (18 if used() < 0.8 else 15)))
         refused = server.cli("checkpoint", "vm1", "--app", ok=False)
         expect("the log is nearly full" in refused.stderr, refused.stderr)

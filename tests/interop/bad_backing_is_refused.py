@@ -1,6 +1,8 @@
 """Backings that are missing, too small, somebody else's, qcow2, or changed behind our back."""
+# limit: 320
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from harness.nbd_client import Connection
 from harness.process import Child, expect, run, scratch, wait_until
@@ -30,16 +32,17 @@ with scratch() as folder:
     server = Afterimage(folder, name="in-use")
     holder = Child(["qemu-nbd", "-f", "raw", "-k", folder / "holder.sock", "-t", server.backing()], folder / "holder.log")
     wait_until(lambda: (folder / "holder.sock").exists(), "qemu-nbd to hold the image")
-    refused(server, "in use")
-    holder.kill()
 
-    # Two servers, one backing and log.
-    with Afterimage(folder, name="first") as first:
+    # Two servers, one backing and log; both refusals are waited for at once.
+    with Afterimage(folder, name="first") as first, ThreadPoolExecutor() as pool:
+        held = pool.submit(refused, server, "in use")
         second = Afterimage(folder, name="second", create_backings=False)
         os.symlink(first.backing(), second.backing())
         said = second.start_refused()
         expect("use" in said or "lock" in said, f"a backing of another server:\n{said}")
         second.close()
+        held.result()
+    holder.kill()
 
     # And the other way round: while we serve it, QEMU may not open it.
     with Afterimage(folder, name="ours") as server:

@@ -1,4 +1,5 @@
 """No space for a log, in a sparse backing's file system, in the repository: a clear state, nothing lost."""
+# limit: 310
 
 import errno
 import subprocess

@@ -3,6 +3,7 @@
 Five groups, written, shipped and then left alone, one with its client still attached. What counts is how
 often the kernel has put the worker threads to sleep: not once more while they are watched.
 """
+# limit: 310
 
 import time
 from contextlib import ExitStack

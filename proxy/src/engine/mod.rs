@@ -294,10 +294,11 @@ impl<S: Storage> Engine<S> {
         self.writes.waiting_bytes > self.config.waiting_bytes_max
     }
 
-    /// Whether a read from a backing is in flight (a driver should not spin then).
+    /// Whether an answer waits for a device: a read of a backing, a sync of the log. That takes
+    /// longer than a driver should spin.
     #[must_use]
-    pub fn reads_in_flight(&self) -> bool {
-        self.reads.in_flight() > 0
+    pub fn waits_for_device(&self) -> bool {
+        self.reads.in_flight() > 0 || self.waiters.len() > 0
     }
 
     /// Counters and levels as of now.

@@ -20,6 +20,7 @@ use afterimage_format::frame::Descriptor;
 use afterimage_format::ids::Lsn;
 use afterimage_format::segment::ClockAnchor;
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +32,12 @@ pub struct LogFileSource {
     /// Open file and position. `None` before the first read, and after a read that was dropped
     /// half-way or failed: then the file is opened anew.
     open: Option<Box<FollowedLog<StorageFile>>>,
+    /// What was read and not handed out, `next` first.
+    ready: VecDeque<Batch>,
 }
+
+/// Payload that is read at once, or a frame: a guest that syncs often makes many small ones.
+const GATHER_BYTES: usize = 256 * 1024;
 
 /// A log that is followed step by step, wherever its bytes come from. Reads block.
 pub struct FollowedLog<F> {
@@ -53,13 +59,22 @@ impl LogFileSource {
             path: path.to_owned(),
             next: Lsn(1),
             open: None,
+            ready: VecDeque::new(),
         }
     }
 
     async fn read_batch(&mut self, durable: Lsn) -> Result<Batch, SourceError> {
-        if self.next > durable {
-            return Ok(Batch::default());
+        if self.ready.is_empty() && self.next <= durable {
+            self.gather(durable).await?;
         }
+        let batch = self.ready.pop_front().unwrap_or_default();
+        if let Some(last) = batch.records.last() {
+            self.next = last.meta.lsn.next();
+        }
+        Ok(batch)
+    }
+
+    async fn gather(&mut self, durable: Lsn) -> Result<(), SourceError> {
         let (path, open, next) = (self.path.clone(), self.open.take(), self.next);
         let read = move || {
             let mut open = match open {
@@ -69,17 +84,16 @@ impl LogFileSource {
                     Box::new(FollowedLog::open(file.map_err(io::Error::other)?)?)
                 }
             };
-            let batch = open.read(next, durable)?;
-            Ok::<_, SourceError>((open, batch))
+            let (batches, error) = open.read_some(next, durable)?;
+            // What failed is tried again from the log's tail, when what came before it is used.
+            Ok::<_, SourceError>((error.is_none().then_some(open), batches))
         };
-        let (open, batch) = tokio::task::spawn_blocking(read)
+        let (open, batches) = tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| SourceError::Io(io::Error::other(error)))??;
-        self.open = Some(open);
-        if let Some(last) = batch.records.last() {
-            self.next = last.meta.lsn.next();
-        }
-        Ok(batch)
+        self.open = open;
+        self.ready = batches;
+        Ok(())
     }
 }
 
@@ -87,6 +101,7 @@ impl RecordSource for LogFileSource {
     fn seek(&mut self, next: Lsn) -> BoxFuture<'_, Result<(), SourceError>> {
         // Whether the log holds it shows when it is read.
         self.next = next;
+        self.ready.clear();
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -116,6 +131,31 @@ impl<F: LogSource> FollowedLog<F> {
             noted: head.lsn,
             lap: head.lap,
         })
+    }
+
+    /// As [`FollowedLog::read`], of as many frames as it takes for [`GATHER_BYTES`], and why there
+    /// are no more if that is an error.
+    fn read_some(
+        &mut self,
+        mut next: Lsn,
+        durable: Lsn,
+    ) -> Result<(VecDeque<Batch>, Option<SourceError>), SourceError> {
+        let (mut batches, mut bytes) = (VecDeque::new(), 0);
+        while next <= durable && bytes < GATHER_BYTES {
+            let batch = match self.read(next, durable) {
+                Ok(batch) => batch,
+                Err(error) if batches.is_empty() => return Err(error),
+                Err(error) => return Ok((batches, Some(error))),
+            };
+            let Some(last) = batch.records.last() else {
+                break;
+            };
+            next = last.meta.lsn.next();
+            let payloads = batch.records.iter().map(|record| record.payload.len());
+            bytes += payloads.sum::<usize>();
+            batches.push_back(batch);
+        }
+        Ok((batches, None))
     }
 
     /// Records from `next` on, of one frame; none when the log has no more up to `durable`.

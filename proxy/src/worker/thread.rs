@@ -141,7 +141,7 @@ impl Worker {
             return Ok(());
         }
         let start = monotonic_ns();
-        if self.busy && !self.reads_in_flight() {
+        if self.busy && !self.waits_for_device() {
             // A client that waits for each answer sends its next request within microseconds.
             while monotonic_ns() < start + SPIN_NS {
                 if self.uring.has_completions() || !self.mailbox.is_empty() {
@@ -164,10 +164,10 @@ impl Worker {
         Ok(())
     }
 
-    fn reads_in_flight(&self) -> bool {
+    fn waits_for_device(&self) -> bool {
         self.groups
             .iter()
-            .any(|(_, group)| group.engine.reads_in_flight())
+            .any(|(_, group)| group.engine.waits_for_device())
     }
 
     fn touch(&mut self, key: GroupKey) {

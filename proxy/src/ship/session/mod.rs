@@ -7,6 +7,7 @@
 //! each kind, one read. A session ends with an error, never silently.
 #![deny(clippy::disallowed_methods)]
 
+mod follow;
 mod open;
 mod stream;
 

@@ -1,5 +1,6 @@
 //! The flow of a session: log segments and pass segments out, acknowledgements in.
 
+use super::follow::Follow;
 use super::open::Opened;
 use super::{Context, Memory, SessionError};
 use crate::engine::event::EventRecord;
@@ -51,6 +52,7 @@ pub(super) struct Streaming<'a> {
     started: Instant,
     epoch: Epoch,
     cutter: Cutter,
+    follow: Follow,
     window: Window,
     cut: VecDeque<CutSegment>,
     pass: Option<Driven>,
@@ -91,6 +93,7 @@ impl<'a> Streaming<'a> {
             started: Instant::now(),
             epoch: opened.stream.epoch,
             cutter: opened.cutter,
+            follow: Follow::new(interval_ns(&context.tuning.borrow())),
             window: Window::new(context.config.window_bytes, opened.cursor),
             cut: VecDeque::new(),
             pass: opened.pass.map(|pass| Driven {
@@ -179,9 +182,8 @@ impl<'a> Streaming<'a> {
             return;
         }
         let tuning = *self.tuning.borrow_and_update();
-        let interval = tuning.ship_interval.as_nanos();
-        self.cutter
-            .set_interval(u64::try_from(interval).unwrap_or(u64::MAX));
+        self.cutter.set_interval(interval_ns(&tuning));
+        self.follow.set_interval(interval_ns(&tuning));
         self.rate.set(tuning.pass_bytes_per_second);
     }
 
@@ -239,12 +241,18 @@ impl<'a> Streaming<'a> {
         if self.cutter.next() > durable {
             return Ok(false);
         }
+        // A pass waits for what is durable, block by block.
+        let hurry = self.pass.is_some();
+        let Some(since) = self.follow.read_since(self.now_ns(), hurry) else {
+            return Ok(false);
+        };
         let batch = self.source.read(durable).await?;
-        let now = self.now_ns();
         for record in &batch.records {
             self.note_pass_end(record);
-            self.cutter.push(batch.anchor, record, now, &mut self.cut)?;
+            self.cutter
+                .push(batch.anchor, record, since, &mut self.cut)?;
         }
+        self.follow.done(self.cutter.next() > durable);
         Ok(!batch.records.is_empty())
     }
 
@@ -398,7 +406,8 @@ impl<'a> Streaming<'a> {
     /// Sleeps until there may be something to do.
     async fn wait(&mut self) -> Result<(), SessionError> {
         let rate = self.waits_for_rate().then(|| self.rate.ready_at_ns());
-        let deadline = [self.cutter.deadline_ns(), rate]
+        let pause = self.follow.pauses_until_ns().filter(|_| self.may_read());
+        let deadline = [self.cutter.deadline_ns(), rate, pause]
             .into_iter()
             .flatten()
             .min();
@@ -409,7 +418,7 @@ impl<'a> Streaming<'a> {
                 let ack = ack?;
                 self.handle_ack(&ack).await
             }
-            changed = self.progress.changed() => changed.map_err(|_| PortError::Gone.into()),
+            changed = self.progress.changed(), if pause.is_none() => changed.map_err(|_| PortError::Gone.into()),
             () = changes(&mut self.tuning) => Ok(()),
             appended = appended(&mut self.appending) => appended,
             () = tokio::time::sleep_until(at), if deadline.is_some() => Ok(()),
@@ -432,6 +441,10 @@ impl<'a> Streaming<'a> {
             s.pass = pass;
         });
     }
+}
+
+fn interval_ns(tuning: &Tuning) -> u64 {
+    u64::try_from(tuning.ship_interval.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Waits until what is being appended has its LSN; for ever when nothing is.

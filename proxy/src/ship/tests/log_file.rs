@@ -225,6 +225,32 @@ async fn what_was_overwritten_is_gone_and_what_was_not_is_damaged() {
     );
 }
 
+#[tokio::test]
+async fn what_comes_before_damage_is_read_and_what_comes_behind_once_it_is_mended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vm1.log");
+    let mut writer = Writer::new(&path);
+    for _ in 0..4 {
+        writer.append(1);
+    }
+    let (durable, third) = (writer.last(), writer.frames[2]);
+    let byte = area_offset(third.position) + BLOCK_SIZE as u64;
+    writer.file.write_all_at(&[0xee], byte).unwrap();
+    let mut source = LogFileSource::new(&path);
+    for first in [1, 3] {
+        let records = source.read(durable).await.unwrap().records;
+        assert_records(&records, first, Lsn(first + 1));
+    }
+    for _ in 0..2 {
+        let error = source.read(durable).await.map(drop).unwrap_err();
+        let damaged = matches!(error, SourceError::Damaged { lsn, .. } if lsn == third.lsn);
+        assert!(damaged, "{error}");
+    }
+    let content = third.lsn.0 as u8;
+    writer.file.write_all_at(&[content], byte).unwrap();
+    assert_records(&read_all(&mut source, durable).await, third.lsn.0, durable);
+}
+
 /// A log file that counts what is read.
 struct Counted {
     file: StorageFile,

@@ -135,21 +135,30 @@ pub fn read_claim<S: Storage>(
     Ok(Claim::decode_file(&buffer).map(Some))
 }
 
-/// Stores a claim's next generation over the older of the two copies, and makes it durable.
+/// Stores the claim that comes after `found`, over the older copy, and makes it durable.
 ///
 /// # Errors
 /// The file cannot be written or synced.
 pub fn store_claim<S: Storage>(
     blocking: &mut Blocking<'_, S>,
+    found: Option<&Claim>,
     claim: &mut Claim,
 ) -> Result<(), StorageError> {
-    claim.generation += 1;
     let file = FileId::claim(claim.disk_index);
-    let offset = claim.generation % 2 * BLOCK_SIZE as u64;
-    // The newer copy may come from a start that was killed before its sync.
-    blocking.sync(file)?;
-    blocking.write_bytes(file, offset, &claim.encode())?;
+    claim.generation = 1;
+    if let Some(found) = found {
+        // It may come from a start that was killed before its sync, or whose sync failed: that it
+        // can be read does not make it durable, and the copy before it is overwritten now.
+        blocking.write_bytes(file, copy_offset(found), &found.encode())?;
+        blocking.sync(file)?;
+        claim.generation = found.generation + 1;
+    }
+    blocking.write_bytes(file, copy_offset(claim), &claim.encode())?;
     blocking.sync(file)
+}
+
+fn copy_offset(claim: &Claim) -> u64 {
+    claim.generation % 2 * BLOCK_SIZE as u64
 }
 
 /// Judges the claims of all disks by the table above.
@@ -273,13 +282,13 @@ impl Verdict {
                 disk_index: *index,
                 log: LogId::from_bytes([0; 16]),
                 next_log: None,
-                generation: found.as_ref().map_or(0, |claim| claim.generation),
+                generation: 0,
                 state: ClaimState::Attached,
                 log_path,
             };
             change(&mut claim);
             // Also when it is there already: a start that was killed may not have come to the sync.
-            store_claim(blocking, &mut claim)?;
+            store_claim(blocking, found.as_ref(), &mut claim)?;
             *found = Some(claim);
         }
         Ok(())
@@ -354,11 +363,11 @@ pub(super) fn leave_blocking<S: Storage>(
             disk_index: index,
             log: superblock.log,
             next_log: None,
-            generation: found.map_or(0, |claim| claim.generation),
+            generation: 0,
             state,
             log_path: blocking.names().log.as_os_str().as_bytes().to_vec(),
         };
-        store_claim(blocking, &mut claim)?;
+        store_claim(blocking, found.as_ref(), &mut claim)?;
     }
     Ok(())
 }

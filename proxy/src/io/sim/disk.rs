@@ -222,14 +222,6 @@ impl SimFile {
         self.completed.insert(write, self.ticks);
     }
 
-    /// Whatever took effect was completed, also what nobody was left to be told of.
-    pub(super) fn complete_all(&mut self) {
-        self.ticks += 1;
-        for version in self.dirty.values().flatten() {
-            self.completed.entry(version.write).or_insert(self.ticks);
-        }
-    }
-
     /// The tick to give to [`SimFile::sync`] later: completions up to now are covered.
     pub(super) fn sync_point(&self) -> u64 {
         self.ticks

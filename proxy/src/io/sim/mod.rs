@@ -7,8 +7,7 @@
 //! its own; at a kill what was submitted may still land, and a store to the ring may be cut short.
 //!
 //! Not simulated: time, and the taking of locks. With [`LateWrites::BeforeSuccessor`] (what the
-//! locks on the descriptions guarantee) late writes land before the next life opens the files, whose
-//! syncs then cover them.
+//! locks on the descriptions guarantee) late writes land before the next life opens the files.
 
 mod disk;
 mod rng;
@@ -507,9 +506,6 @@ impl World {
         if self.late_mode == LateWrites::BeforeSuccessor {
             while !self.late.is_empty() {
                 self.land_one();
-            }
-            for file in self.files.values_mut() {
-                file.complete_all();
             }
         }
         self.life += 1;

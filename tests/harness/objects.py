@@ -11,8 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from harness.ports import free_port
 from harness.process import Child, CheckFailed, wait_until
-from harness.server import free_port
 
 VERSION = "4.48"
 CACHE = Path(os.environ.get("AFTERIMAGE_TEST_CACHE", "/var/cache/afterimage-tests"))

@@ -15,6 +15,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from harness.ports import free_port
 from harness.process import CheckFailed, Child, expect, fallocate_sparse, run, say, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,13 +36,6 @@ def size_bytes(text):
         if text.endswith(unit):
             return int(text[: -len(unit)]) * factor
     return int(text)
-
-
-def free_port():
-    """A TCP port of the loopback that nobody used a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Afterimage:

@@ -6,8 +6,9 @@ TOML that the certificates go into.
 
 from pathlib import Path
 
+from harness.ports import free_port
 from harness.process import run
-from harness.server import Afterimage, binary, free_port
+from harness.server import Afterimage, binary
 
 
 class Certificates:

@@ -5,8 +5,9 @@ import shutil
 
 from harness.by_the_docs import crc32c
 from harness.nbd_client import Connection
+from harness.ports import free_port
 from harness.process import expect, scratch
-from harness.server import Afterimage, free_port
+from harness.server import Afterimage
 from harness.sites import Certificates
 
 # A target that nobody listens at: the log then keeps every record.

@@ -6,8 +6,9 @@ import os
 import pwd
 
 from harness.nbd_client import Connection, ExportRefused
+from harness.ports import free_port
 from harness.process import expect, expect_equal, run, scratch
-from harness.server import Afterimage, binary, free_port
+from harness.server import Afterimage, binary
 from harness.sites import Certificates
 
 NOBODY = pwd.getpwnam("nobody")

@@ -3,8 +3,9 @@
 import json
 
 from harness.nbd_client import Connection
+from harness.ports import free_port
 from harness.process import expect, expect_equal, run, scratch
-from harness.server import Afterimage, binary, free_port
+from harness.server import Afterimage, binary
 from harness.sites import Certificates
 
 with scratch() as folder:

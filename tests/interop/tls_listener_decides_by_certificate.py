@@ -4,8 +4,9 @@ import os
 import shutil
 
 from harness.nbd_client import OPT_GO, OPT_LIST, REP_ERR_TLS_REQD, Connection
+from harness.ports import free_port
 from harness.process import expect_equal, run, scratch
-from harness.server import Afterimage, free_port
+from harness.server import Afterimage
 from harness.sites import Certificates
 
 

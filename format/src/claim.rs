@@ -266,7 +266,10 @@ impl Claim {
         let b = Self::decode(&file[BLOCK_SIZE..], 1);
         match (a, b) {
             (Ok(a), Ok(b)) => Ok(if a.generation > b.generation { a } else { b }),
-            (Err(ClaimError::Version(version)), _) | (_, Err(ClaimError::Version(version))) => {
+            // A lower version is what a cut in the copy's first write leaves.
+            (Err(ClaimError::Version(version)), _) | (_, Err(ClaimError::Version(version)))
+                if version > CLAIM_VERSION =>
+            {
                 Err(ClaimError::Version(version))
             }
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),

@@ -69,6 +69,27 @@ fn every_state_reads_back() {
 }
 
 #[test]
+fn a_cut_in_a_copys_first_write_leaves_the_other() {
+    let first = claim(ClaimState::Attached);
+    let second = Claim {
+        generation: first.generation + 1,
+        ..claim(ClaimState::Abandoned)
+    };
+    let (old, new) = (first.encode(), second.encode());
+    let at = second.generation as usize % 2 * BLOCK_SIZE;
+    for cut in 0..BLOCK_SIZE {
+        let mut file = [old, old].concat();
+        file[at..at + BLOCK_SIZE].fill(0);
+        file[at..at + cut].copy_from_slice(&new[..cut]);
+        assert_eq!(
+            Claim::decode_file(&file).as_ref(),
+            Ok(&first),
+            "cut at {cut}"
+        );
+    }
+}
+
+#[test]
 fn the_newer_valid_copy_counts() {
     let old = claim(ClaimState::Attached);
     let new = Claim {

@@ -191,7 +191,10 @@ pub fn choose(copies: [&[u8]; 2]) -> Result<Superblock, SuperblockError> {
     match (a, b) {
         (Ok(a), Ok(b)) => Ok(if a.generation > b.generation { a } else { b }),
         (Ok(one), Err(SuperblockError::Version(version)))
-        | (Err(SuperblockError::Version(version)), Ok(one)) => {
+        | (Err(SuperblockError::Version(version)), Ok(one))
+            // A lower version is what a cut in the copy's first write leaves.
+            if version > SUPERBLOCK_VERSION =>
+        {
             // A newer program wrote last; what it wrote may make this copy's word worthless.
             drop(one);
             Err(SuperblockError::Version(version))

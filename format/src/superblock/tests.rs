@@ -110,6 +110,12 @@ fn the_newer_valid_copy_counts() {
         torn
     };
     assert_eq!(choose([&a, &torn]).unwrap().generation, 6);
+    // Its first write was cut short.
+    for cut in 0..BLOCK_SIZE {
+        let mut torn = [0; BLOCK_SIZE];
+        torn[..cut].copy_from_slice(&b[..cut]);
+        assert_eq!(choose([&a, &torn]).unwrap().generation, 6, "cut at {cut}");
+    }
     let mut newer = b;
     newer[8] = 2;
     assert_eq!(choose([&a, &newer]), Err(SuperblockError::Version(2)));

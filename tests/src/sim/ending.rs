@@ -140,6 +140,14 @@ impl Run {
             }
             tokio::task::yield_now().await;
         }
+        if self.log_wrong && self.storage_broken {
+            // What a backing lost is in the log alone, and a write to that went wrong.
+            trace::note(&[43], || "it cannot drain, and goes on failing".to_owned());
+            self.refusals += 1;
+            self.over = true;
+            self.check_points(4).await?;
+            return Ok(false);
+        }
         Err("the primary does not drain".to_owned())
     }
 

@@ -255,6 +255,9 @@ impl Run {
                 break;
             }
             self.one_turn().await?;
+            if self.over {
+                break;
+            }
             let answers = self.clients.answers;
             if let Some((_, incident)) =
                 incidents.next_if(|(at, _)| *at <= answers || self.clients.done())

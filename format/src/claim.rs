@@ -5,7 +5,7 @@
 //! that a torn update leaves the one before it. `docs/format.md`, section "Claim".
 
 use crate::checksum::crc32c;
-use crate::ids::{BLOCK_SIZE, DISKS_MAX, DiskId, DiskIndex, GroupId, LogId};
+use crate::ids::{BLOCK_SIZE, BootId, DISKS_MAX, DiskId, DiskIndex, GroupId, LogId};
 use std::mem::{offset_of, size_of};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -42,7 +42,11 @@ struct Raw {
     fingerprint_size: U64,
     fingerprint_mtime_ns: U64,
     fingerprint_hash: [u8; 32],
-    reserved_b: [u8; 120],
+    device_boot: [u8; 16],
+    device_sequence: U64,
+    device_writes: U64,
+    device_sectors: U64,
+    reserved_b: [u8; 80],
     path: [u8; CLAIM_PATH_BYTES_MAX],
     reserved_c: [u8; 1788],
     crc: U32,
@@ -60,7 +64,11 @@ const _: () = assert!(offset_of!(Raw, generation) == 80);
 const _: () = assert!(offset_of!(Raw, fingerprint_size) == 88);
 const _: () = assert!(offset_of!(Raw, fingerprint_mtime_ns) == 96);
 const _: () = assert!(offset_of!(Raw, fingerprint_hash) == 104);
-const _: () = assert!(offset_of!(Raw, reserved_b) == 136);
+const _: () = assert!(offset_of!(Raw, device_boot) == 136);
+const _: () = assert!(offset_of!(Raw, device_sequence) == 152);
+const _: () = assert!(offset_of!(Raw, device_writes) == 160);
+const _: () = assert!(offset_of!(Raw, device_sectors) == 168);
+const _: () = assert!(offset_of!(Raw, reserved_b) == 176);
 const _: () = assert!(offset_of!(Raw, path) == 256);
 const _: () = assert!(offset_of!(Raw, crc) == CRC_OFFSET);
 
@@ -73,6 +81,22 @@ pub struct Fingerprint {
     pub mtime_ns: u64,
     /// BLAKE3 over sampled blocks.
     pub hash: [u8; 32],
+    /// What the kernel counted of the writes to a block device.
+    pub device: Option<DeviceWrites>,
+}
+
+/// The writes to a block device so far, as the kernel counts them. They say something about another
+/// moment only within the same life of the device: the same boot, the same sequence number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceWrites {
+    /// The boot it was counted in; not zero.
+    pub boot: BootId,
+    /// Which device of that boot: names and numbers are used again, this is not.
+    pub sequence: u64,
+    /// Writes completed.
+    pub writes: u64,
+    /// Sectors of 512 bytes written.
+    pub sectors: u64,
 }
 
 /// Whether the backing is complete without the log.
@@ -161,6 +185,7 @@ const NO_FINGERPRINT: Fingerprint = Fingerprint {
     size: 0,
     mtime_ns: 0,
     hash: [0; 32],
+    device: None,
 };
 
 impl Claim {
@@ -174,6 +199,7 @@ impl Claim {
             ClaimState::Detached(fingerprint) => (DETACHED, fingerprint),
             ClaimState::Abandoned => (ABANDONED, NO_FINGERPRINT),
         };
+        let device = fingerprint.device;
         let path = &self.log_path[..self.log_path.len().min(CLAIM_PATH_BYTES_MAX)];
         let mut raw = Raw {
             magic: CLAIM_MAGIC,
@@ -190,7 +216,11 @@ impl Claim {
             fingerprint_size: fingerprint.size.into(),
             fingerprint_mtime_ns: fingerprint.mtime_ns.into(),
             fingerprint_hash: fingerprint.hash,
-            reserved_b: [0; 120],
+            device_boot: device.map_or([0; 16], |device| device.boot.to_bytes()),
+            device_sequence: device.map_or(0, |device| device.sequence).into(),
+            device_writes: device.map_or(0, |device| device.writes).into(),
+            device_sectors: device.map_or(0, |device| device.sectors).into(),
+            reserved_b: [0; 80],
             path: [0; CLAIM_PATH_BYTES_MAX],
             reserved_c: [0; 1788],
             crc: U32::ZERO,
@@ -279,11 +309,28 @@ impl Claim {
 }
 
 impl Raw {
+    fn device(&self) -> Result<Option<DeviceWrites>, ClaimError> {
+        let device = DeviceWrites {
+            boot: BootId::from_bytes(self.device_boot),
+            sequence: self.device_sequence.get(),
+            writes: self.device_writes.get(),
+            sectors: self.device_sectors.get(),
+        };
+        if self.device_boot != [0; 16] {
+            return Ok(Some(device));
+        }
+        match (device.sequence, device.writes, device.sectors) {
+            (0, 0, 0) => Ok(None),
+            _ => Err(ClaimError::Reserved(offset_of!(Raw, device_sequence))),
+        }
+    }
+
     fn state(&self) -> Result<ClaimState, ClaimError> {
         let fingerprint = Fingerprint {
             size: self.fingerprint_size.get(),
             mtime_ns: self.fingerprint_mtime_ns.get(),
             hash: self.fingerprint_hash,
+            device: self.device()?,
         };
         let state = match self.state {
             ATTACHED => ClaimState::Attached,

@@ -19,6 +19,17 @@ const PRINT: Fingerprint = Fingerprint {
     size: 0x2000,
     mtime_ns: 0x0102,
     hash: [0x55; 32],
+    device: Some(DeviceWrites {
+        boot: BootId::from_bytes([0x66; 16]),
+        sequence: 0x0307,
+        writes: 0x0408,
+        sectors: 0x0509,
+    }),
+};
+
+const FILE_PRINT: Fingerprint = Fingerprint {
+    device: None,
+    ..PRINT
 };
 
 fn reseal(block: &mut [u8]) {
@@ -44,6 +55,10 @@ fn golden_version_1() {
         (88, &[0, 0x20, 0, 0]),     // fingerprint: size
         (96, &[2, 1, 0, 0]),        // fingerprint: modification time
         (104, &[0x55; 32]),         // fingerprint: hash
+        (136, &[0x66; 16]),         // device: boot
+        (152, &[7, 3, 0, 0]),       // device: sequence number
+        (160, &[8, 4, 0, 0]),       // device: writes
+        (168, &[9, 5, 0, 0]),       // device: sectors written
         (256, b"/var/lib/vm1.log"), // path
     ];
     for (at, bytes) in parts {
@@ -60,6 +75,7 @@ fn every_state_reads_back() {
     for state in [
         ClaimState::Attached,
         ClaimState::Clean(PRINT),
+        ClaimState::Clean(FILE_PRINT),
         ClaimState::Detached(PRINT),
         ClaimState::Abandoned,
     ] {
@@ -114,12 +130,13 @@ fn the_newer_valid_copy_counts() {
 #[test]
 fn each_refusal_has_its_name() {
     type Change = fn(&mut [u8]);
-    let cases: [(Change, ClaimError); 9] = [
+    let cases: [(Change, ClaimError); 10] = [
         (|b| b[0] = 0, ClaimError::Magic),
         (|b| b[8] = 2, ClaimError::Version(2)),
         (|b| b[10] = 9, ClaimError::State(9)),
         (|b| b[11] = 1, ClaimError::Reserved(11)),
-        (|b| b[136] = 1, ClaimError::Reserved(136)),
+        (|b| b[136..152].fill(0), ClaimError::Reserved(152)),
+        (|b| b[176] = 1, ClaimError::Reserved(176)),
         (|b| b[272] = 1, ClaimError::Reserved(272)),
         (|b| b[13] = 0xff, ClaimError::Path(0xff10)),
         (|b| b[14] = 64, ClaimError::DiskIndex(64)),

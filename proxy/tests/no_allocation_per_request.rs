@@ -176,7 +176,7 @@ fn group(folder: &Path, shm: &Path) -> RecoveredGroup {
         disks: vec![ConfiguredDisk {
             id: DISK_ID,
             size: DISK_BYTES,
-            mtime_ns: 0,
+            last_write: Default::default(),
         }],
         sinks: Vec::new(),
         claims: false,

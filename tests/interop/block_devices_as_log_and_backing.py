@@ -1,14 +1,18 @@
 """Block devices as log and as backings, also of sizes that are no multiple of 4096.
 
 Written with every kind of request, killed, recovered, stopped, started, detached: the devices
-hold exactly what was written, and nothing behind the end of a disk is touched.
+hold exactly what was written, and nothing behind the end of a disk is touched. A device with content
+becomes no log; a backing that was written while nobody served it is refused, though no block that the
+fingerprint samples has changed; ROTATIONAL is offered where it is true.
 """
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
 from harness.devices import loop_device
 from harness.model import Disk, same_content
+from harness.nbd_client import Connection
 from harness.process import expect, expect_equal, run, scratch
 from harness.server import Afterimage
 
@@ -18,6 +22,23 @@ CASES = {
     "sectors-of-4096": (4096, 32 << 20, {"vda": 12 << 20, "vdb": (5 << 20) + 4096}),
 }
 
+ROTATIONAL = 1 << 4
+
+
+def rotates(device, value):
+    """Make a loop device say so, or not."""
+    (Path("/sys/block") / Path(device).name / "queue/rotational").write_text(value)
+
+
+def write_past_the_server(device, at, data):
+    """As somebody who has mounted it would."""
+    with open(device, "r+b") as file:
+        file.seek(at)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 for name, (sector, log_size, sizes) in CASES.items():
     with scratch() as folder, ExitStack() as devices:
         server = Afterimage(folder, groups={"vm1": sizes}, log="32MiB", ring="8MiB", create_backings=False)
@@ -26,8 +47,21 @@ for name, (sector, log_size, sizes) in CASES.items():
         # Names of their own, as udev and LVM give them: devices are found through links.
         server.log_path().symlink_to(devices.enter_context(loop_device(log_image, log_size, sector)))
         for disk, size in sizes.items():
-            server.backing(disk).symlink_to(devices.enter_context(loop_device(images[disk], size, sector)))
+            device = devices.enter_context(loop_device(images[disk], size, sector))
+            rotates(device, "1" if disk == "vda" else "0")
+            server.backing(disk).symlink_to(device)
+        # As btrfs, ISO 9660, LVM and the second GPT do it.
+        last = log_size // 4096 * 4096
+        for at in (64 << 10, 32 << 10, 8 << 10, last - 4096):
+            write_past_the_server(server.log_path(), at, b"somebody's".ljust(4096))
+            said = server.start_refused()
+            expect("the device is not empty" in said and f"at byte {at}" in said, f"{name}: content at {at}:\n{said}")
+            expect("blkdiscard" in said, f"{name}: what to do:\n{said}")
+            write_past_the_server(server.log_path(), at, bytes(4096))
         with server:
+            for disk in sizes:
+                with Connection(server.socket).open_export(f"vm1/{disk}") as client:
+                    expect_equal(bool(client.flags & ROTATIONAL), disk == "vda", f"{name}: {disk} rotates")
             disks = {disk: Disk(server.socket, f"vm1/{disk}", size, seed=disk) for disk, size in sizes.items()
                      if size > 1 << 20}
             small = {disk: Disk(server.socket, f"vm1/{disk}", size) for disk, size in sizes.items() if size <= 1 << 20}
@@ -63,6 +97,20 @@ for name, (sector, log_size, sizes) in CASES.items():
                 again()
             write(60)
             server.restart()
+            expect_equal(server.group_status()["verify_due"], None, f"{name}: after a stop that left nothing open")
+            again()
+            server.stop()
+            # Somebody writes to it, and no sampled block shows that: its 21st is not among them, and
+            # holds in the end what it held.
+            at = 20 * 4096
+            with open(server.backing("vda"), "rb") as file:
+                file.seek(at)
+                held = file.read(4096)
+            write_past_the_server(server.backing("vda"), at, bytes(byte ^ 1 for byte in held))
+            write_past_the_server(server.backing("vda"), at, held)
+            said = server.start_refused()
+            expect("vm1.vda.afterimage: the backing was changed" in said, f"{name}: an edit behind our back:\n{said}")
+            server.start("--accept-edited")
             again()
             write(60)
             server.wait_shipped()

@@ -1,9 +1,44 @@
-"""The systemd units in a real system: socket activation, kills, restarts, a ring that survives a stop."""
+"""The systemd units in a real system: their settings, socket activation, kills, restarts, a ring that survives a stop."""
 # limit: 1500
 
 from harness.process import expect, expect_equal, scratch
 from vm.guest import Guest, copy_root, data_disk, raw_root
 from vm.tools_disk import INSTALL, tools_disk
+
+# As systemd understood the unit, which says nothing about a line that it did not.
+SETTINGS = {
+    "Type": "notify", "OOMScoreAdjust": "-900", "LimitMEMLOCK": "infinity", "RuntimeDirectoryPreserve": "yes",
+    "TimeoutStartUSec": "10min", "TimeoutStopUSec": "10min", "KillMode": "mixed", "Restart": "always",
+}
+# What must find its disks, and may need them until it is down.
+GUESTS = {"libvirtd.service", "virtqemud.service", "libvirt-guests.service", "pve-guests.service"}
+
+
+def shown(guest, unit):
+    """The properties of a unit."""
+    lines = guest.run(f"systemctl show {unit}").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def settings_are_taken(guest):
+    """What the design promises of the units."""
+    service, watchdog = shown(guest, "afterimage.service"), shown(guest, "afterimage-watchdog.service")
+    expect_equal({key: service[key] for key in SETTINGS}, SETTINGS, "settings of the service")
+    missing = GUESTS - set(service["Before"].split())
+    expect_equal(missing, set(), f"guests that it does not start before; Before={service['Before']}")
+    expect("afterimage.service" in watchdog["Before"].split(), f"the watchdog comes first: {watchdog['Before']}")
+    expect_equal(watchdog["OOMScoreAdjust"], "-900", "the watchdog's OOMScoreAdjust")
+    warnings = guest.run("systemd-analyze verify /etc/systemd/system/afterimage*.service 2>&1 | grep -i afterimage || true")
+    expect_equal(warnings.strip(), "", "what systemd says of the units")
+
+
+def process_has_them(guest):
+    """The kernel's side of it, and the watchdog beside the daemon in a group of its own."""
+    of = "/proc/$(systemctl show -P MainPID afterimage.service)"
+    expect_equal(guest.run(f"cat {of}/oom_score_adj").strip(), "-900", "oom_score_adj of the daemon")
+    locked = guest.run(f"grep 'Max locked memory' {of}/limits").split()
+    expect_equal(locked[3:5], ["unlimited", "unlimited"], "locked memory of the daemon")
+    expect_equal(guest.run("systemctl is-active afterimage-watchdog.service || true").strip(), "active", "the watchdog")
 
 with scratch() as folder:
     tools = data_disk("tools", tools_disk(folder), "tools")
@@ -11,7 +46,9 @@ with scratch() as folder:
         guest.wait_until_up()
         guest.run(INSTALL)
         # Only the socket: the first client starts the service, which is ready once it has recovered.
-        guest.run("systemctl enable afterimage.socket afterimage.service; systemctl start afterimage.socket")
+        settings_are_taken(guest)
+        guest.run("systemctl enable afterimage.socket afterimage.service afterimage-watchdog.service; "
+                  "systemctl start afterimage-watchdog.service afterimage.socket")
         expect_equal(guest.run("systemctl is-active afterimage.service || true").strip(), "inactive", "the service")
         inside = ("PYTHONPATH=/tools PYTHONDONTWRITEBYTECODE=1 python3 /tools/inside/kills_under_systemd.py "
                   ">/dev/ttyS0 2>&1")
@@ -19,6 +56,7 @@ with scratch() as folder:
         journal = guest.run("journalctl --no-pager -u afterimage.service | tail -60")
         expect(result.exit_code == 0, f"the end of the console says why; the service said:\n{journal}")
 
+        process_has_them(guest)
         # Stop and start: the ring is the same file, and the disk the same content.
         read_all = "nbd-client -unix /run/afterimage/nbd.sock /dev/nbd0 -N vm1/vda && sha256sum < /dev/nbd0 && nbd-client -d /dev/nbd0"
         guest.run("modprobe nbd")
@@ -29,6 +67,9 @@ with scratch() as folder:
         guest.run("systemctl stop afterimage.service afterimage.socket")
         expect_equal(guest.run("systemctl is-active afterimage.service || true").strip(), "inactive", "the stop")
         expect_equal(guest.run(ring), rings, "inode and name of the ring after the stop")
+        watchdog = guest.run("systemctl is-active afterimage-watchdog.service || true").strip()
+        expect_equal(watchdog, "active", "the watchdog while the daemon is stopped")
+        expect(guest.run("ls -d /run/afterimage").strip() != "", "the runtime folder stays")
         guest.run("systemctl start afterimage.socket afterimage.service")
         expect_equal(guest.run(ring), rings, "inode and name of the ring after the start")
         expect_equal(guest.run(read_all).splitlines(), before, "the disk's digest after stop and start")

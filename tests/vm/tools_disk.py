@@ -40,7 +40,7 @@ def tools_disk(folder, inside=None):
     run("strip", "-o", tree / "afterimage", binary())
     (tree / "afterimage.toml").write_text(CONFIGURATION)
     (tree / "systemd").mkdir()
-    for unit in (REPOSITORY / "tools/systemd").glob("afterimage.*"):
+    for unit in (REPOSITORY / "tools/systemd").glob("afterimage*"):
         shutil.copy(unit, tree / "systemd")
     shutil.copytree(REPOSITORY / "tests/harness", tree / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(REPOSITORY / "tests/vm/inside", tree / "inside", ignore=shutil.ignore_patterns("__pycache__"))

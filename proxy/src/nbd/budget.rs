@@ -1,8 +1,11 @@
-//! Memory for payloads too large for a receive buffer, shared by the connections of a group.
+//! Memory for what clients have under way, shared by the connections of a group: payloads too large
+//! for a receive buffer, and replies beyond what each connection may have for itself.
 //!
-//! Owns nothing but the count. Always holds: at most `limit` bytes are taken, plus one payload of
-//! one connection: when the budget is used up, the first that asks may finish its payload all the
-//! same, so that connections which each wait for the others' memory cannot block for ever.
+//! Owns nothing but the counts. Always holds: at most `limit` bytes are taken, plus what one
+//! connection took beyond it: when the budget is used up, the first that asks may finish all the
+//! same, so that connections which each wait for the others' memory cannot block for ever. It knows
+//! whether somebody waits: whoever drives a connection then cuts off a client that holds memory and
+//! makes no progress ([`super::patience`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Bytes of a [`PayloadBudget`] unless configured.
 pub const PAYLOAD_BUDGET_DEFAULT: usize = 64 << 20;
 
-/// Counts payload memory. Clones count together.
+/// Counts memory. Clones count together.
 #[derive(Clone, Debug)]
 pub struct PayloadBudget {
     shared: Arc<Shared>,
@@ -22,6 +25,20 @@ struct Shared {
     used: AtomicUsize,
     /// Connection + 1 that may go beyond the limit; 0 for none.
     beyond: AtomicU64,
+    /// Connections that wait.
+    waiting: AtomicUsize,
+}
+
+/// Somebody waits for memory, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl PayloadBudget {
@@ -33,6 +50,7 @@ impl PayloadBudget {
                 limit,
                 used: AtomicUsize::new(0),
                 beyond: AtomicU64::new(0),
+                waiting: AtomicUsize::new(0),
             }),
         }
     }
@@ -43,7 +61,21 @@ impl PayloadBudget {
         self.shared.used.load(Ordering::Relaxed)
     }
 
-    /// Takes `bytes` for a payload of `connection`. False: wait until others have given back.
+    /// Whether anybody waits for memory at present.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes that somebody waits.
+    pub(crate) fn wait(&self) -> Waiting {
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting {
+            shared: self.shared.clone(),
+        }
+    }
+
+    /// Takes `bytes` for `connection`. False: wait until others have given back.
     pub(crate) fn take(&self, connection: u32, bytes: usize) -> bool {
         let shared = &*self.shared;
         let within = |used: usize| {
@@ -67,14 +99,16 @@ impl PayloadBudget {
         false
     }
 
-    /// Gives back all that a payload of `connection` took.
-    pub(crate) fn give_back(&self, connection: u32, bytes: usize) {
+    /// Gives back `bytes` of `connection`, which still holds `rest`.
+    pub(crate) fn give_back(&self, connection: u32, bytes: usize, rest: usize) {
         let me = u64::from(connection) + 1;
         self.shared.used.fetch_sub(bytes, Ordering::Relaxed);
-        let _ = self
-            .shared
-            .beyond
-            .compare_exchange(me, 0, Ordering::Relaxed, Ordering::Relaxed);
+        if rest == 0 {
+            let _ =
+                self.shared
+                    .beyond
+                    .compare_exchange(me, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 
@@ -96,9 +130,11 @@ mod tests {
         assert!(budget.take(1, 40), "the first beyond the limit");
         assert!(budget.take(1, 40), "and it goes on");
         assert!(!budget.take(0, 1), "the second waits");
-        budget.give_back(1, 120);
+        budget.give_back(1, 20, 100);
+        assert!(!budget.take(0, 1), "as long as the first has any of it");
+        budget.give_back(1, 100, 0);
         assert!(budget.take(0, 40));
-        budget.give_back(0, 100);
+        budget.give_back(0, 100, 0);
         assert_eq!(budget.used(), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! [`super::session`] on replies; at end of file what is in flight finishes and is answered.
 
 use super::export::BoxFuture;
+use super::patience::{Owed, Patience};
 use super::session::{Blocked, Event, OutChunk, Session, SessionConfig};
 use crate::engine::request::{Extent, Reply, ReplyBody, Request, RequestError, RequestId};
 use crate::io::buffer::AlignedBuffer;
@@ -17,10 +18,10 @@ use tokio::time::Instant;
 
 /// Most requests of one connection that run at a time.
 pub const DEVICE_REQUESTS_MAX: usize = 64;
-/// A client that stalls this long within a payload is cut off.
-pub const PAYLOAD_STALL_MAX: Duration = Duration::from_secs(30);
 /// How often a payload that found no memory asks again.
 const BUDGET_RETRY: Duration = Duration::from_millis(10);
+/// How often a client that holds memory is looked at: others may have begun to wait for it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Something that can be read, and perhaps written, at byte granularity. Offsets and lengths are
 /// within [`Device::size`]; lengths are not 0. Several connections call it at once. The cause of
@@ -76,19 +77,21 @@ pub trait Device: Send + Sync {
 /// Serves one connection until the client leaves.
 ///
 /// # Errors
-/// When the socket fails, the client stalls within a payload or its stream is out of step.
+/// When the socket fails, the client keeps others or us waiting ([`super::patience`]), or its stream
+/// is out of step.
 pub async fn serve<S>(stream: S, config: SessionConfig, device: Arc<dyn Device>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send,
 {
     let capacity = config.inline_payload_max.max(4096);
     let (mut reader, mut writer) = tokio::io::split(stream);
+    let budget = config.budget.clone();
     let mut session = Session::new(config);
     let mut running: JoinSet<Reply> = JoinSet::new();
     let mut input = Input::new(capacity);
     let mut out: Vec<OutChunk> = Vec::new();
     let mut out_at = 0;
-    let mut stall = Instant::now() + PAYLOAD_STALL_MAX;
+    let (mut patience, begun) = (Patience::default(), Instant::now());
     loop {
         let next = take_requests(&mut session, &mut input, &mut running, &device)?;
         let wants_input = next == Next::Receive;
@@ -98,24 +101,35 @@ where
         if session.is_finished() && out.is_empty() {
             return writer.shutdown().await;
         }
-        let payload_due = wants_input && session.awaits_payload();
-        if !wants_input {
-            // It is not the client that keeps us waiting.
-            stall = Instant::now() + PAYLOAD_STALL_MAX;
-        }
+        let payload = session.awaited_payload().filter(|_| wants_input);
+        let its_turn = payload.is_some() || !out.is_empty();
+        let owed = Owed {
+            payload,
+            memory: its_turn && session.holds_budget(),
+        };
+        let now = begun.elapsed();
+        let due = patience.look(now.as_nanos() as u64, owed, budget.is_wanted());
+        let due = due.map_err(|why| io::Error::new(io::ErrorKind::TimedOut, why))?;
+        let due = due.map(|ns| begun + Duration::from_nanos(ns));
+        let look = owed.memory.then(|| Instant::now() + LOOK_EVERY);
+        let look = [due, look].into_iter().flatten().min();
         tokio::select! {
             read = reader.read(input.space()), if wants_input => {
                 match read? {
                     0 => session.close_input(),
-                    bytes => input.end += bytes,
+                    bytes => {
+                        input.end += bytes;
+                        patience.moved(bytes);
+                    }
                 }
-                stall = Instant::now() + PAYLOAD_STALL_MAX;
             }
             Some(reply) = running.join_next(), if !running.is_empty() => {
                 session.complete(reply.map_err(io::Error::other)?);
             }
             written = write_next(&mut writer, &out, out_at), if !out.is_empty() => {
-                out_at += written?;
+                let written = written?;
+                patience.moved(written);
+                out_at += written;
                 if out.first().is_some_and(|chunk| chunk.len() == out_at) {
                     out_at = 0;
                     let chunk = out.remove(0);
@@ -126,12 +140,7 @@ where
                 }
             }
             () = tokio::time::sleep(BUDGET_RETRY), if next == Next::AwaitBudget => {}
-            () = tokio::time::sleep_until(stall), if payload_due => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "the client stalled within a payload",
-                ));
-            }
+            () = tokio::time::sleep_until(look.unwrap_or(begun)), if look.is_some() => {}
         }
     }
 }
@@ -286,6 +295,7 @@ async fn run(device: Arc<dyn Device>, id: RequestId, request: OwnedRequest) -> R
 mod tests {
     use super::*;
     use crate::nbd::budget::PayloadBudget;
+    use crate::nbd::patience::PAYLOAD_WINDOW_NS;
     use crate::nbd::test_support::Notes;
     use afterimage_format::nbd::constants::cmd;
     use afterimage_format::nbd::reply::ReplyForm;
@@ -302,6 +312,7 @@ mod tests {
             contexts: Vec::new(),
             inline_payload_max: 64 << 10,
             budget,
+            answer: Vec::new(),
         }
     }
 
@@ -328,9 +339,9 @@ mod tests {
         let serving = tokio::spawn(serve(server, config(budget.clone()), device.clone()));
         client.write_all(&write(300_000)).await.expect("sent");
         // Far longer than a client may stall: but here the server does.
-        tokio::time::sleep(PAYLOAD_STALL_MAX * 3).await;
+        tokio::time::sleep(Duration::from_nanos(PAYLOAD_WINDOW_NS * 3)).await;
         assert_eq!(device.take(), [""; 0]);
-        budget.give_back(9, 1);
+        budget.give_back(9, 1, 0);
         let mut reply = [0; 16];
         client.read_exact(&mut reply).await.expect("answered");
         assert_eq!(device.take(), ["write 0 300000"]);

@@ -184,7 +184,7 @@ pub trait Exports: Send + Sync {
         peer: &'a Peer,
     ) -> BoxFuture<'a, Result<ExportInfo, OpenError>>;
 
-    /// Called before GO or EXPORT_NAME is answered: returns when every request that can still be
+    /// Called before GO or EXPORT_NAME can be answered: returns when every request that can still be
     /// read from dead connections to this export has been executed or dropped for good. A client
     /// that reconnects sends again what was not answered; an old copy must not take effect after
     /// the new one.
@@ -202,6 +202,10 @@ pub struct Negotiated {
     pub contexts: Vec<MetaContext>,
     /// Every write is answered only when it is durable in the log.
     pub ack_durable: bool,
+    /// The answer of GO or EXPORT_NAME, which has not been sent: the first bytes for the client,
+    /// from whoever serves it. So nobody can have a request under way that a quiesce, which looks
+    /// at the connections being served, does not see.
+    pub answer: Vec<u8>,
 }
 
 impl Negotiated {
@@ -217,6 +221,7 @@ impl Negotiated {
             contexts: self.contexts.clone(),
             inline_payload_max: INLINE_PAYLOAD_DEFAULT,
             budget,
+            answer: self.answer.clone(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Attach, Connection, ListenAddress, Listener, ListenerConfig};
 use crate::nbd::handshake::TlsPolicy;
-use crate::nbd::test_support::{Client, TestExports};
+use crate::nbd::test_support::{Client, TestExports, info};
 use crate::tls::test_certificates::Authority;
 use crate::tls::{client_config, server_config};
 use afterimage_format::nbd::constants::{cmd, opt, rep};
@@ -17,11 +17,31 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-struct Attached(mpsc::UnboundedSender<Connection>);
+struct Attached {
+    sender: mpsc::UnboundedSender<Connection>,
+    /// Sends the handshake's last answer, as whoever serves a connection does.
+    answers: bool,
+}
 
 impl Attach for Attached {
-    fn attach(&self, connection: Connection) {
-        self.0.send(connection).expect("the test listens");
+    fn attach(&self, mut connection: Connection) {
+        let answer = std::mem::take(&mut connection.negotiated.answer);
+        if self.answers {
+            let socket = connection.socket.try_clone().expect("a socket");
+            let mut socket = std::fs::File::from(socket);
+            match &mut connection.tls {
+                Some(tls) => {
+                    tls.writer().write_all(&answer).expect("encrypted");
+                    while tls.wants_write() {
+                        tls.write_tls(&mut socket).expect("sent");
+                    }
+                }
+                None => socket.write_all(&answer).expect("sent"),
+            }
+        } else {
+            connection.negotiated.answer = answer;
+        }
+        self.sender.send(connection).expect("the test listens");
     }
 }
 
@@ -45,13 +65,13 @@ fn start(change: impl FnOnce(&mut ListenerConfig)) -> Running {
     let mut config = ListenerConfig::at(unix(folder.path().join("nbd.sock")));
     change(&mut config);
     let listener = Listener::bind(config).expect("bound");
-    run(listener, folder)
+    run(listener, folder, true)
 }
 
-fn run(listener: Listener, folder: tempfile::TempDir) -> Running {
+fn run(listener: Listener, folder: tempfile::TempDir, answers: bool) -> Running {
     let (sender, attached) = mpsc::unbounded_channel();
     let stop = CancellationToken::new();
-    let attach = Arc::new(Attached(sender));
+    let attach = Arc::new(Attached { sender, answers });
     tokio::spawn(listener.run(TestExports::new(), attach, stop.clone()));
     Running {
         folder,
@@ -98,6 +118,31 @@ async fn a_connection_to_a_disk_is_handed_over_at_its_first_request() {
     // Blocking: it would fail otherwise.
     socket.read_exact(&mut bytes).expect("received");
     assert_eq!(&bytes, b"first bytes");
+}
+
+/// A quiesce sees the connections that are being served. A client that had its answer before that
+/// could leave a write behind which takes effect after the answer to the next client.
+#[tokio::test]
+async fn nobody_is_answered_before_his_connection_is_handed_over() {
+    for option in [opt::GO, opt::EXPORT_NAME] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = unix(folder.path().join("nbd.sock"));
+        let listener = Listener::bind(ListenerConfig::at(address)).expect("bound");
+        let mut running = run(listener, folder, false);
+        let mut client = greeted(running.folder.path()).await;
+        let data = match option {
+            opt::GO => info("vm1/vda", &[]),
+            _ => b"vm1/vda".to_vec(),
+        };
+        let said = client.say(option, data.len() as u32, &data).await;
+        said.expect("sent");
+        let connection = running.attached.recv().await.expect("attached");
+        let mut socket = client.stream.into_std().expect("a socket");
+        let heard = socket.read(&mut [0; 1]);
+        let nothing = heard.expect_err("nothing to read");
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+        assert!(!connection.negotiated.answer.is_empty(), "option {option}");
+    }
 }
 
 #[tokio::test]
@@ -175,7 +220,7 @@ async fn tls_is_handed_over_with_what_it_has_decrypted() {
     })
     .expect("bound");
     let address = listener.local_address().expect("TCP");
-    let mut running = run(listener, folder);
+    let mut running = run(listener, folder, true);
 
     let stream = TcpStream::connect(address).await.expect("connected");
     let mut plain = Client::greet(stream, 3).await.expect("greeted");

@@ -15,6 +15,7 @@ pub mod device;
 pub mod export;
 pub mod handshake;
 pub mod listener;
+pub(crate) mod patience;
 pub mod session;
 mod socket;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::io::Token;
 use crate::io::buffer::AlignedBuffer;
 use crate::io::socket::{PIECES_MAX, Piece, Sockets};
 use crate::nbd::listener::ConnectionSlot;
+use crate::nbd::patience::{CutOff, Owed, Patience};
 use crate::nbd::session::{Event, INLINE_PAYLOAD_DEFAULT, Session};
 use afterimage_format::ids::DiskIndex;
 use std::io;
@@ -52,8 +53,7 @@ pub(super) struct Connection {
     sending: bool,
     dead: bool,
     tls_closed: bool,
-    /// When the last byte came in, monotonic.
-    pub(super) last_byte_ns: u64,
+    patience: Patience,
     chunks: Vec<Piece>,
 }
 
@@ -84,19 +84,19 @@ impl Connection {
             sending: false,
             dead: false,
             tls_closed: false,
-            last_byte_ns: 0,
+            patience: Patience::default(),
             chunks: Vec::new(),
         })
     }
 
     /// A receive has ended.
-    pub(super) fn received(&mut self, result: io::Result<usize>, buffer: AlignedBuffer, now: u64) {
+    pub(super) fn received(&mut self, result: io::Result<usize>, buffer: AlignedBuffer) {
         self.receiving = false;
-        self.last_byte_ns = now;
         let bytes = match &result {
             Ok(bytes) => *bytes,
             Err(_) => 0,
         };
+        self.patience.moved(bytes);
         match &mut self.tls {
             Some(tls) => tls.received(buffer, bytes),
             None => {
@@ -327,8 +327,9 @@ impl Connection {
             }
         }
         self.chunks = pieces;
-        if let Err(error) = result {
-            self.fail(&error);
+        match result {
+            Ok(bytes) => self.patience.moved(bytes),
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -345,9 +346,19 @@ impl Connection {
         self.dead || (self.session.is_finished() && flushed)
     }
 
-    /// The client is in the middle of a payload and it is its turn.
-    pub(super) fn awaits_payload(&self) -> bool {
-        self.receiving && !self.dead && self.session.awaits_payload()
+    /// Whether the client keeps us, or those who wait for memory, waiting for too long; else when to
+    /// look again, if it owes anything.
+    pub(super) fn look(&mut self, now_ns: u64, wanted: bool) -> Result<Option<u64>, CutOff> {
+        if self.dead {
+            return Ok(None);
+        }
+        let payload = self.session.awaited_payload().filter(|_| self.receiving);
+        let its_turn = payload.is_some() || self.sending;
+        let owed = Owed {
+            payload,
+            memory: its_turn && self.session.holds_budget(),
+        };
+        self.patience.look(now_ns, owed, wanted)
     }
 
     /// The peer has closed, or the connection is broken: nobody will send requests on it beyond

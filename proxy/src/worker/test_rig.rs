@@ -115,10 +115,20 @@ impl Rig {
                 form: ReplyForm::Simple,
                 contexts: Vec::new(),
                 ack_durable: false,
+                answer: Vec::new(),
             },
             peer: "test".to_owned(),
             slot: ConnectionSlot::for_test(),
         }
+    }
+
+    /// A client that has not had its last answer of the handshake.
+    pub(super) fn connect_unanswered(&self, answer: &[u8]) -> Client<UnixStream> {
+        let (socket, theirs) = UnixStream::pair().expect("a socket pair");
+        let mut attachment = self.attachment(theirs);
+        attachment.negotiated.answer = answer.to_vec();
+        self.group.attach(attachment).expect("attached");
+        Client { socket }
     }
 
     pub(super) fn connect(&self) -> Client<UnixStream> {
@@ -194,7 +204,7 @@ fn recovered(folder: &Path, shm: &Path) -> RecoveredGroup {
         disks: vec![ConfiguredDisk {
             id: DISK_ID,
             size: DISK_BYTES,
-            mtime_ns: 0,
+            last_write: Default::default(),
         }],
         sinks: Vec::new(),
         claims: false,

@@ -148,6 +148,43 @@ fn a_client_that_stalls_in_a_payload_or_never_reads_does_not_stop_another() {
     assert_eq!(rig.connections(), 4);
 }
 
+/// Three payloads of 32 MiB but for their last bytes, which trickle, use up the budget of 64 MiB;
+/// so do clients that ask for much and read nothing. Whoever needs some gets it all the same.
+#[test]
+fn clients_that_hold_memory_and_do_not_move_make_room_for_another() {
+    let rig = Rig::new();
+    let patience = Some(Duration::from_secs(60));
+    let trickling: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = rig.connect();
+            client.send(&request(WRITE, 1, 0, 32 << 20));
+            client.send(&vec![1; (32 << 20) - 1000]);
+            std::thread::spawn(move || {
+                // Until it is cut off.
+                while client.socket.write_all(&[1]).is_ok() {
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            })
+        })
+        .collect();
+    let mut client = rig.connect();
+    client.socket.set_read_timeout(patience).expect("set");
+    let data = pattern(5, 1 << 20);
+    client.write(1, 0, &data);
+    assert_eq!(client.reply(), 1);
+    let deaf: Vec<_> = (0..5).map(|_| rig.connect()).collect();
+    for client in &deaf {
+        client.socket.set_nonblocking(true).expect("set");
+        let read = request(READ, 5, 0, 1 << 20);
+        while (&client.socket).write_all(&read).is_ok() {}
+    }
+    assert!(client.read(0, 1 << 20) == data);
+    drop(rig);
+    for client in trickling {
+        client.join().expect("it was cut off");
+    }
+}
+
 #[test]
 fn a_write_cut_by_a_close_changes_nothing() {
     let rig = Rig::new();
@@ -190,6 +227,25 @@ fn after_quiesce_nothing_of_a_dead_client_takes_effect() {
             let same = next.read(n * 4096, 4096) == pattern(1000 + round, 4096);
             assert!(same, "round {round}, block {n}");
         }
+    }
+}
+
+/// The answer to a client's GO comes from its worker, which has the connection by then: a quiesce
+/// that is asked for after a client could write finds it, however short its life was.
+#[test]
+fn the_worker_answers_go_and_a_later_quiesce_finds_the_connection() {
+    let rig = Rig::new();
+    for round in 1..=20u64 {
+        let mut dead = rig.connect_unanswered(b"GO!");
+        let mut answer = [0; 3];
+        dead.socket.read_exact(&mut answer).expect("answered");
+        assert_eq!(&answer, b"GO!");
+        dead.write(1, 0, &pattern(round, 4096));
+        drop(dead);
+        rig.runtime
+            .block_on(rig.group.quiesce(DISK))
+            .expect("quiet");
+        assert_eq!(rig.connections(), 0, "round {round}");
     }
 }
 

@@ -4,7 +4,7 @@
 //! completed; then each group that something happened to gets its turn (completions, requests of
 //! its connections, one tick of the engine, replies, next sends and receives). A thread without
 //! work sleeps in `io_uring_enter` without a timeout; it has one only when an engine has a
-//! deadline, or a client owes the rest of a payload.
+//! deadline, or a client owes something: the rest of a payload, memory that others wait for.
 
 use super::connection::Connection;
 use super::group::{Group, Quiescing};
@@ -23,8 +23,6 @@ use std::io;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// A client that is silent for this long in the middle of a payload is dropped.
-const PAYLOAD_STALL_NS: u64 = 30_000_000_000;
 /// A gone client that still has answers to take (half-closed) is waited for so long.
 const QUIESCE_NS: u64 = 5_000_000_000;
 /// How long the thread looks for news before it sleeps, after it was busy with a client.
@@ -49,7 +47,7 @@ pub(super) struct Worker {
     deadlines: Vec<u64>,
     connections: Slab<Connection>,
     touched: Vec<GroupKey>,
-    /// When stalled payloads are looked for; `NEVER` while nobody owes one.
+    /// When clients are looked at that owe something; `NEVER` while none does.
     stall_check_ns: u64,
     /// When those who are waited for by a quiesce are ended; `NEVER` while nobody is.
     quiesce_check_ns: u64,
@@ -115,7 +113,7 @@ impl Worker {
             self.enter()?;
             let now = now();
             self.busy = false;
-            self.take_socket_completions(now.monotonic_ns);
+            self.take_socket_completions();
             while let Some(message) = self.mailbox.take() {
                 self.receive(now, message);
             }
@@ -228,21 +226,20 @@ impl Worker {
         }
     }
 
-    /// Ends clients that owe the rest of a payload for too long, and looks when to look again.
+    /// Ends clients that keep others or us waiting, and sees when to look again.
     fn drop_stalled(&mut self, now_ns: u64) {
         self.stall_check_ns = NEVER;
         let mut touched = Vec::new();
         for (_, connection) in &mut self.connections {
-            if !connection.awaits_payload() {
-                continue;
-            }
-            let due = connection.last_byte_ns + PAYLOAD_STALL_NS;
-            if due <= now_ns {
-                tracing::info!(peer = %connection.peer, "dropped: silent within a payload");
-                connection.kill();
-                touched.push(connection.group);
-            } else {
-                self.stall_check_ns = self.stall_check_ns.min(due);
+            let group = self.groups.get(connection.group);
+            let wanted = group.is_some_and(|group| group.budget.is_wanted());
+            match connection.look(now_ns, wanted) {
+                Ok(due) => self.stall_check_ns = self.stall_check_ns.min(due.unwrap_or(NEVER)),
+                Err(why) => {
+                    tracing::info!(peer = %connection.peer, "a client was cut off: {why}");
+                    connection.kill();
+                    touched.push(connection.group);
+                }
             }
         }
         for group in touched {
@@ -250,7 +247,7 @@ impl Worker {
         }
     }
 
-    fn take_socket_completions(&mut self, now_ns: u64) {
+    fn take_socket_completions(&mut self) {
         let mut completions = std::mem::take(&mut self.completions);
         self.sockets.poll(&mut completions);
         for completion in completions.drain(..) {
@@ -270,7 +267,7 @@ impl Worker {
             let group = connection.group;
             self.busy = true;
             match buffers {
-                SocketBuffers::Received(buffer) => connection.received(result, buffer, now_ns),
+                SocketBuffers::Received(buffer) => connection.received(result, buffer),
                 SocketBuffers::Sent(pieces) => {
                     let engine = self.groups.get_mut(group).map(|group| &mut group.engine);
                     match engine {
@@ -336,7 +333,7 @@ impl Worker {
     fn command(&mut self, now: Now, key: GroupKey, command: Command) {
         let group = &mut self.groups[key];
         match command {
-            Command::Attach(attachment) => self.attach(key, *attachment, now.monotonic_ns),
+            Command::Attach(attachment) => self.attach(key, *attachment),
             Command::Quiesce { disk, reply } => {
                 self.quiesce(key, disk, reply, now.monotonic_ns);
             }
@@ -364,7 +361,7 @@ impl Worker {
         }
     }
 
-    fn attach(&mut self, key: GroupKey, attachment: Attachment, now_ns: u64) {
+    fn attach(&mut self, key: GroupKey, attachment: Attachment) {
         let group = &mut self.groups[key];
         if group.removing.is_some() {
             return;
@@ -379,8 +376,7 @@ impl Worker {
             .session_config(id, group.budget.clone());
         let connection = Connection::new(key, attachment, Session::new(config));
         match connection {
-            Ok(mut connection) => {
-                connection.last_byte_ns = now_ns;
+            Ok(connection) => {
                 entry.insert(connection);
                 group.connections.push(number);
             }
@@ -441,6 +437,7 @@ impl Worker {
                 }
             }
             group.tick(now, &mut replies);
+            let answered = !replies.is_empty();
             let answered_ns = if replies.is_empty() {
                 0
             } else {
@@ -463,12 +460,13 @@ impl Worker {
                     }
                 }
             }
-            // Answers may have made room for more of the same client.
-            if !submitted {
+            // Answers may have made room for more of the same client, or memory for another.
+            if !submitted && !(answered && group.budget.is_wanted()) {
                 break;
             }
         }
         self.replies = replies;
+        let wanted = group.budget.is_wanted();
         for number in &group.connections {
             let connection = &mut self.connections[*number];
             let engine = &mut group.engine;
@@ -479,9 +477,10 @@ impl Worker {
                 Token(SEND | token),
                 &mut |buffer| engine.recycle(buffer),
             );
-            if connection.awaits_payload() && self.stall_check_ns == NEVER {
-                self.stall_check_ns = now.monotonic_ns + PAYLOAD_STALL_NS;
-            }
+            // One whose time is over is ended before the next turn.
+            let due = connection.look(now.monotonic_ns, wanted);
+            let due = due.unwrap_or(Some(0)).unwrap_or(NEVER);
+            self.stall_check_ns = self.stall_check_ns.min(due);
         }
         self.deadlines[key] = group.engine.next_deadline().unwrap_or(NEVER);
         self.end_connections(key);

@@ -116,6 +116,7 @@ impl Talk {
             contexts,
             inline_payload_max: INLINE,
             budget: budget.clone(),
+            answer: Vec::new(),
         };
         let client = Client::new(&config);
         let session = Session::new(config);
@@ -206,7 +207,8 @@ impl Talk {
                 .said
                 .extend_from_slice(&self.received[..consumed]);
             self.received.drain(..consumed);
-            let bound = BUDGET + PAYLOAD_BYTES_MAX as usize;
+            // Beyond the budget: one payload, and one reply of the largest size.
+            let bound = BUDGET + 2 * PAYLOAD_BYTES_MAX as usize + (1 << 20);
             assert!(self.budget.used() <= bound, "more memory than stated");
             assert!(self.open.len() <= REQUESTS_MAX);
             assert_eq!(self.session.in_flight(), self.open.len());

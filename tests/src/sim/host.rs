@@ -11,7 +11,7 @@ use afterimage_proxy::engine::log::reader::LogSource;
 use afterimage_proxy::engine::log::superblock::peek;
 use afterimage_proxy::engine::recovery::claims::{Leaving, leave};
 use afterimage_proxy::engine::recovery::{
-    Accepted, ConfiguredDisk, RecoveryError, RecoveryInput, recover,
+    Accepted, ConfiguredDisk, LastWrite, RecoveryError, RecoveryInput, recover,
 };
 use afterimage_proxy::engine::request::Now;
 use afterimage_proxy::engine::{Engine, EngineConfig};
@@ -215,7 +215,7 @@ impl Host {
                 .map(|index| ConfiguredDisk {
                     id: disk_id(index),
                     size: self.geometry.disks[index],
-                    mtime_ns: self.mtimes_ns[index],
+                    last_write: LastWrite::at(self.mtimes_ns[index]),
                 })
                 .collect(),
             sinks: self.geometry.sinks.clone(),
@@ -288,7 +288,7 @@ impl Host {
             &self.input(),
             &superblock,
             Leaving::Clean,
-            &|disk| self.mtimes_ns[usize::from(disk.0)],
+            &|disk| LastWrite::at(self.mtimes_ns[usize::from(disk.0)]),
         )
     }
 

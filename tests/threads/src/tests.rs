@@ -76,19 +76,23 @@ fn payload_memory_stays_within_the_limit_and_one_payload() {
             thread::spawn(move || {
                 let mut taken = 0;
                 for _ in 0..2 {
+                    let waiting = budget.wait();
+                    assert!(budget.is_wanted(), "everybody sees it");
                     if budget.take(connection, 6) {
+                        drop(waiting);
                         taken += 6;
                         // The limit, and what one connection took beyond it.
                         assert!(budget.used() <= 10 + 12, "{}", budget.used());
                     }
                 }
-                budget.give_back(connection, taken);
+                budget.give_back(connection, taken, 0);
             })
         };
         let (one, two) = (payload(one, 1), payload(two, 2));
         one.join().expect("done");
         two.join().expect("done");
         assert_eq!(budget.used(), 0, "all of it was given back");
+        assert!(!budget.is_wanted(), "nobody waits any more");
         // Nobody holds the right to go beyond the limit any more.
         assert!(budget.take(3, 10) && budget.take(3, 10));
     });

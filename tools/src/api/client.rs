@@ -48,6 +48,12 @@ pub enum ClientError {
     /// Nothing came.
     #[error("the daemon did not answer within {} s", ANSWER_TIME_MAX.as_secs())]
     Slow,
+    /// A detach takes longer.
+    #[error("'{group}' is still being detached after {} s, and that goes on without this command: 'afterimage status {group}' shows it, 'afterimage detach {group}' waits for it again; its disks are not complete before", ANSWER_TIME_MAX.as_secs())]
+    StillDetaching {
+        /// The group.
+        group: String,
+    },
 }
 
 /// Asks the daemon behind one socket.
@@ -192,7 +198,13 @@ impl Client {
     /// # Errors
     /// See [`Client::status`].
     pub async fn detach(&self, group: &str) -> Result<Detached, ClientError> {
-        self.post(&format!("/v1/groups/{group}/detach"), &()).await
+        let detached = self.post(&format!("/v1/groups/{group}/detach"), &()).await;
+        detached.map_err(|error| match error {
+            ClientError::Slow => ClientError::StillDetaching {
+                group: group.to_owned(),
+            },
+            other => other,
+        })
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -26,7 +26,7 @@ pub struct GroupStatus {
     pub name: String,
     /// UUID.
     pub uuid: String,
-    /// `running`, `degraded`, `failed`, `detached`.
+    /// `running`, `degraded`, `failed`, `detaching`, `detached`.
     pub state: String,
     /// Why it is not `running`.
     pub reason: Option<String>,

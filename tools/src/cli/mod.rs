@@ -114,6 +114,8 @@ pub enum Command {
         repository: RepositoryArgs,
     },
     /// Make a group's backing disks plain, complete and current, and let go of them
+    ///
+    /// The daemon does it, and goes on when this command is interrupted; asked again it is waited for.
     Detach {
         /// Which group.
         group: GroupName,

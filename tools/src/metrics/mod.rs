@@ -13,7 +13,14 @@ use families::{Buckets, Families};
 use crate::api::types::{GroupStatus, StatusReport, TargetStatus};
 
 /// States that a group can be in, as `group_state` shows them.
-pub const STATES: [&str; 5] = ["starting", "running", "degraded", "failed", "detached"];
+pub const STATES: [&str; 6] = [
+    "starting",
+    "running",
+    "degraded",
+    "failed",
+    "detaching",
+    "detached",
+];
 
 /// All that a scrape shows.
 #[derive(Debug, Clone, Default)]

@@ -1,7 +1,6 @@
 //! What the API can ask of the daemon.
 
 use afterimage_format::checkpoint::CheckpointTrigger;
-use afterimage_proxy::engine::recovery::Accepted;
 use afterimage_proxy::tls::identity_in;
 use afterimage_replica::group::GroupError as HistoryError;
 use afterimage_replica::image::{ChunkCache, Image};
@@ -11,13 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::detach::{self, Progress};
 use super::exports::Served;
 use super::group::{self, CheckpointError};
 use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
 use crate::api::types::{
-    CheckpointDone, Detached, ExportInfo, PointList, ReceivedStatus, StatusReport, StepInfo,
+    CheckpointDone, Detached, ExportInfo, GroupStatus, PointList, ReceivedStatus, StatusReport,
+    StepInfo,
 };
 use crate::api::{Answer, ApiError, Control};
 use crate::cli::values::Point;
@@ -31,6 +32,12 @@ const IMAGE_CACHE_BYTES: usize = 256 << 20;
 
 /// What a repository has to say for a status is waited for so long.
 const HISTORY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// State and reason while a detach is under way.
+const DETACHING: (&str, &str) = (
+    "detaching",
+    "its log is being written back to its disks, which are not complete before that is over",
+);
 
 /// The daemon behind the API.
 pub(super) struct Daemon {
@@ -61,6 +68,27 @@ impl Daemon {
     }
 
     fn running(&self, name: &str) -> Result<Arc<group::Running>, ApiError> {
+        match self.served.detaches.progress(name) {
+            Some(Progress::Running) => {
+                return Err(ApiError::Conflict(format!(
+                    "group '{name}' is being detached; 'afterimage status {name}' shows how that goes"
+                )));
+            }
+            Some(Progress::Done(_)) => {
+                let log = self
+                    .config
+                    .group(name)
+                    .map(|group| group.log_path.display());
+                let log = log.map_or_else(String::new, |log| format!(" {log}"));
+                return Err(ApiError::Conflict(format!(
+                    "group '{name}' is detached: its disks are plain and its log is done; to attach it again stop the service, move the log{log} away and start: a new log begins, and its targets get a new copy"
+                )));
+            }
+            Some(Progress::Failed(why)) => {
+                return Err(ApiError::Conflict(format!("group '{name}': {why}")));
+            }
+            None => {}
+        }
         if let Some(group) = self.served.group(name) {
             return Ok(group);
         }
@@ -69,13 +97,31 @@ impl Daemon {
                 "group '{name}' does not run: {why}"
             )));
         }
-        Err(if self.config.group(name).is_some() {
-            ApiError::Conflict(format!(
-                "group '{name}' is detached; restart to attach it again"
-            ))
-        } else {
-            ApiError::NotFound(format!("group '{name}' is not configured here"))
-        })
+        Err(unknown(name))
+    }
+
+    async fn status_of_group(&self, name: &str) -> GroupStatus {
+        let running = self.served.group(name);
+        let failed = self.failed.iter().find(|(failed, _)| failed == name);
+        match (self.served.detaches.progress(name), running, failed) {
+            (Some(Progress::Running), Some(running), _) => {
+                let mut status = report::status(&running).await.0;
+                let trouble = status.reason.take();
+                status.state = DETACHING.0.to_owned();
+                status.reason = Some(match trouble {
+                    Some(trouble) => format!("{}; {trouble}", DETACHING.1),
+                    None => DETACHING.1.to_owned(),
+                });
+                status
+            }
+            (Some(Progress::Running), None, _) => {
+                report::stopped(name, DETACHING.0, Some(DETACHING.1.to_owned()))
+            }
+            (Some(Progress::Done(_)), ..) => report::stopped(name, "detached", None),
+            (Some(Progress::Failed(why)), ..) => report::stopped(name, "failed", Some(why)),
+            (None, Some(running), _) => report::status(&running).await.0,
+            (None, None, why) => report::stopped(name, "failed", why.map(|(_, why)| why.clone())),
+        }
     }
 
     async fn receiver(&self, group: &str) -> Result<&Receiver, ApiError> {
@@ -110,14 +156,7 @@ impl Daemon {
             if !is_wanted(&group.name) {
                 continue;
             }
-            let failed = self.failed.iter().find(|(name, _)| *name == group.name);
-            report
-                .groups
-                .push(match (self.served.group(&group.name), failed) {
-                    (Some(running), _) => report::status(&running).await.0,
-                    (None, Some((name, why))) => report::stopped(name, "failed", Some(why.clone())),
-                    (None, None) => report::stopped(&group.name, "detached", None),
-                });
+            report.groups.push(self.status_of_group(&group.name).await);
         }
         report.received = self.received().await;
         report.received.retain(|received| is_wanted(&received.name));
@@ -215,24 +254,14 @@ impl Daemon {
     }
 
     async fn detach_group(&self, name: &str) -> Result<Detached, ApiError> {
-        let running = self.running(name)?;
-        let failed = |error: &dyn std::fmt::Display| ApiError::Failed(error.to_string());
-        self.served.remove(name);
-        running.end().await.map_err(|error| failed(&error))?;
-        let (config, group) = (Arc::clone(&self.config), running.config.clone());
-        let plain = tokio::task::spawn_blocking(move || {
-            group::make_plain(&config, &group, Accepted::default())
-        });
-        let (_, paths) = plain
-            .await
-            .map_err(|error| failed(&error))?
-            .map_err(|error| failed(&error))?;
-        tracing::info!(group = name, "detached");
-        let disks = paths.iter().map(|path| path.display().to_string());
-        Ok(Detached {
-            group: name.to_owned(),
-            disks: disks.collect(),
-        })
+        let known = self.served.detaches.progress(name);
+        let running = match known {
+            None => Some(self.running(name)?),
+            Some(_) => self.served.group(name),
+        };
+        let group = self.config.group(name).ok_or_else(|| unknown(name))?;
+        let detached = detach::detach(&self.config, &self.served, group, running).await;
+        detached.map_err(ApiError::Failed)
     }
 
     async fn scrape(&self) -> Result<String, ApiError> {
@@ -265,6 +294,10 @@ impl Daemon {
             .filter_map(|(name, path)| Some((name.to_owned(), identity_in(path).ok()?.not_after())))
             .collect()
     }
+}
+
+fn unknown(name: &str) -> ApiError {
+    ApiError::NotFound(format!("group '{name}' is not configured here"))
 }
 
 fn not_found_or_failed(error: HistoryError) -> ApiError {

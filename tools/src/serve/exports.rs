@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::detach::Detaches;
 use super::group::Running;
 use super::images::Images;
 
@@ -19,6 +20,8 @@ pub(super) struct Served {
     groups: RwLock<BTreeMap<String, Arc<Running>>>,
     /// Images.
     pub(super) images: Images,
+    /// Groups that become plain disks.
+    pub(super) detaches: Detaches,
     stopping: AtomicBool,
 }
 
@@ -73,6 +76,9 @@ impl Served {
             return self.images.find(name).ok_or(OpenError::Unknown);
         }
         let (group, disk) = name.split_once('/').ok_or(OpenError::Unknown)?;
+        if self.detaches.is_running(group) {
+            return Err(OpenError::Unavailable);
+        }
         let group = self.group(group).ok_or(OpenError::Unknown)?;
         let disk = group.disk(disk).ok_or(OpenError::Unknown)?;
         Ok(ExportInfo {
@@ -80,7 +86,7 @@ impl Served {
             description: format!("disk of group {}", group.config.name),
             size: disk.size,
             read_only: false,
-            rotational: false,
+            rotational: disk.rotates,
             has_dirty: false,
             target: Target::Disk {
                 group: group.handle.identity().group,

@@ -15,7 +15,9 @@ use afterimage_proxy::engine::event::{EngineError, EventRecord};
 use afterimage_proxy::engine::recovery::claims::{Leaving, leave};
 use afterimage_proxy::engine::recovery::plain::recover_to_plain;
 use afterimage_proxy::engine::recovery::rewrite::Rewritten;
-use afterimage_proxy::engine::recovery::{Accepted, RecoveryError, RecoveryReport, recover};
+use afterimage_proxy::engine::recovery::{
+    Accepted, LastWrite, RecoveryError, RecoveryReport, recover,
+};
 use afterimage_proxy::engine::{Ack, EngineConfig, OnLogError};
 use afterimage_proxy::io::storage::UringStorage;
 use afterimage_proxy::io::uring::{Uring, UringError};
@@ -230,7 +232,7 @@ pub async fn start(
             guest: GuestNotes::new(!group.guest.is_empty()),
             verify_due: report
                 .verify_due
-                .then_some("the group was not stopped cleanly before this start"),
+                .then_some("the group was not stopped cleanly before this start, or nobody can tell whether a disk was written while it was stopped"),
             ..Notes::default()
         }),
         tasks: Mutex::new(JoinSet::new()),
@@ -502,13 +504,13 @@ pub fn leave_clean(config: &Config, group: &GroupConfig) -> Result<(), GroupErro
     let paths = backing_paths(&open);
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
-    let mtime = |disk: DiskIndex| mtime_of(&paths, disk);
+    let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
     leave(
         &mut storage,
         &open.input,
         &open.superblock,
         Leaving::Clean,
-        &mtime,
+        &last_write,
     )?;
     Ok(())
 }
@@ -526,11 +528,11 @@ pub fn make_plain(
     let paths = backing_paths(&open);
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
-    let mtime = |disk: DiskIndex| mtime_of(&paths, disk);
-    let mut report = recover_to_plain(&mut storage, &open.input, &mtime);
+    let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
+    let mut report = recover_to_plain(&mut storage, &open.input, &last_write);
     if let Err(RecoveryError::LogFailed { .. }) = report {
         replace_failed_log(&mut storage, &mut open.input, group, None)?;
-        report = recover_to_plain(&mut storage, &open.input, &mtime);
+        report = recover_to_plain(&mut storage, &open.input, &last_write);
     }
     let ring = storage.into_parts().and_then(|parts| parts.ring);
     // The ring is of no more use to anybody, or was made just now.
@@ -571,8 +573,9 @@ fn backing_paths(open: &OpenGroup) -> HashMap<u16, PathBuf> {
     open.disks.iter().map(pair).collect()
 }
 
-fn mtime_of(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> u64 {
-    paths.get(&disk.0).map_or(0, |path| open::mtime_ns(path))
+fn last_write_to(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> LastWrite {
+    let path = paths.get(&disk.0);
+    path.map_or(LastWrite::default(), |path| open::last_write(path))
 }
 
 #[cfg(test)]

@@ -3,9 +3,12 @@
 //! The order of a start: sockets (clients queue from then on), repositories, the replica's end,
 //! worker threads, recovery of each group, shipping, listeners, API, ready. The order of an end, on
 //! SIGTERM: no more clients, every group drained into its disks, a last chance for shipping, disks
-//! marked clean. A kill needs none of that: the next start recovers.
+//! marked clean. A second signal, or [`DRAIN_MAX`], ends it undrained. A kill needs none of that: the
+//! next start recovers.
 
 mod control;
+mod detach;
+mod device;
 mod exports;
 pub mod group;
 pub mod guest;
@@ -26,7 +29,7 @@ use anyhow::{Context as _, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +37,7 @@ use crate::api::Control;
 use crate::cli::Accept;
 use crate::config::{Config, GroupConfig};
 use control::Daemon;
+use detach::Progress;
 use exports::Served;
 use group::{Running, TargetTask};
 use listeners::Passed;
@@ -44,6 +48,11 @@ use targets::Receivers;
 const LAST_SHIPPING: Duration = Duration::from_secs(3);
 /// And for so long at most: service managers lose patience.
 const LAST_SHIPPING_MAX: Duration = Duration::from_secs(30);
+/// Logs that are not in their disks so long after the signal stay as they are: before a service
+/// manager kills us (`TimeoutStopSec` of the unit is more than this and [`LAST_SHIPPING_MAX`]).
+const DRAIN_MAX: Duration = Duration::from_secs(480);
+/// Disks that do not answer are waited for so long at an undrained end.
+const LET_GO_MAX: Duration = Duration::from_secs(5);
 /// How often rates are measured.
 const RATE_EVERY: Duration = Duration::from_secs(2);
 
@@ -57,12 +66,15 @@ pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<
     }
     let filter = init_tracing(&config.log_level);
     let passed = Passed::take()?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(Arc::new(config), accept, passed, filter))
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(serve(Arc::new(config), accept, passed, filter));
+    // Whoever still waits for a disk that does not answer is not waited for.
+    runtime.shutdown_background();
+    ended
 }
 
 /// Lets messages of a process beside the daemon out.
@@ -156,7 +168,10 @@ async fn serve(
     served.stop();
     stop.cancel();
     rates.abort();
-    let clean = end_groups(&config, &served).await;
+    let give_up = CancellationToken::new();
+    let patience = tokio::spawn(lose_patience(terminate, interrupt, give_up.clone()));
+    let clean = end_groups(&config, &served, &give_up).await;
+    patience.abort();
     drop(http);
     // A next daemon replaces it anyway; nobody should find a dead one meanwhile.
     std::fs::remove_file(&config.api_socket).ok();
@@ -164,7 +179,14 @@ async fn serve(
     if let Some(replica) = replica {
         replica.await?;
     }
-    tokio::task::spawn_blocking(move || workers.stop()).await?;
+    let stopped = tokio::task::spawn_blocking(move || workers.stop());
+    if give_up.is_cancelled() {
+        tokio::time::timeout(LET_GO_MAX, stopped).await.ok();
+        bail!(
+            "ended before every log was written back; nothing is lost: logs and rings keep it, and the next start writes it"
+        );
+    }
+    stopped.await?;
     if !clean {
         bail!("not every group could be stopped cleanly; the reasons are above");
     }
@@ -223,29 +245,85 @@ async fn start_group(
     Ok(running)
 }
 
+/// Gives up when another signal comes or the time is over.
+async fn lose_patience(mut terminate: Signals, mut interrupt: Signals, give_up: CancellationToken) {
+    let why = tokio::select! {
+        _ = terminate.recv() => "told again to end",
+        _ = interrupt.recv() => "told again to end",
+        () = tokio::time::sleep(DRAIN_MAX) => "the logs are not written back in time",
+    };
+    tracing::warn!("{why}: ending without that");
+    give_up.cancel();
+}
+
 /// Drains every group; false if one could not be left clean.
-async fn end_groups(config: &Arc<Config>, served: &Served) -> bool {
+async fn end_groups(
+    config: &Arc<Config>,
+    served: &Arc<Served>,
+    give_up: &CancellationToken,
+) -> bool {
     let ends = served
         .groups()
         .into_iter()
-        .map(|running| end_group(config, running));
-    futures::future::join_all(ends)
-        .await
-        .into_iter()
-        .all(|clean| clean)
+        .map(|running| end_group(config, served, running, give_up));
+    let ends = futures::future::join_all(ends);
+    let detached = async {
+        // Those on the way to plain disks that are not served any more.
+        tokio::select! {
+            () = served.detaches.settled() => true,
+            () = give_up.cancelled() => false,
+        }
+    };
+    let (ends, detached) = tokio::join!(ends, detached);
+    detached && ends.into_iter().all(|clean| clean)
 }
 
-async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
+async fn end_group(
+    config: &Arc<Config>,
+    served: &Served,
+    running: Arc<Running>,
+    give_up: &CancellationToken,
+) -> bool {
     let name = running.config.name.clone();
     running.targets.iter().for_each(TargetTask::hurry);
-    if let Err(error) = running.handle.drain().await {
+    let detaching = served.detaches.is_running(&name);
+    let drained = async {
+        match detaching {
+            // It is drained there, and marked.
+            true => {
+                served.detaches.settled().await;
+                Ok(())
+            }
+            false => running.handle.drain().await,
+        }
+    };
+    let drained = tokio::select! {
+        drained = drained => drained,
+        () = give_up.cancelled() => {
+            tracing::error!(
+                group = %name,
+                "ended without writing its log back; nothing is lost: log and ring keep what its disks lack, and the next start writes it; until then its disks are not complete without them"
+            );
+            served.detaches.give_up();
+            running.stop_tasks();
+            tokio::time::timeout(LET_GO_MAX, running.handle.remove()).await.ok();
+            return false;
+        }
+    };
+    if detaching {
+        return matches!(served.detaches.progress(&name), Some(Progress::Done(_)));
+    }
+    if let Err(error) = drained {
         tracing::error!(group = %name, %error, "not drained; the next start recovers it");
         running.end().await.ok();
         return false;
     }
     // What the replica lacks stays in the log; a moment more often spares the gap.
-    let shipped = tokio::time::timeout(LAST_SHIPPING_MAX, all_shipped(&running)).await;
-    if !matches!(shipped, Ok(true)) {
+    let shipped = tokio::select! {
+        shipped = tokio::time::timeout(LAST_SHIPPING_MAX, all_shipped(&running)) => shipped.is_ok_and(|all| all),
+        () = give_up.cancelled() => false,
+    };
+    if !shipped {
         tracing::info!(group = %name, "ends with unshipped records in the log");
     }
     running.end().await.ok();

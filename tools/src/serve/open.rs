@@ -13,7 +13,7 @@ use afterimage_proxy::backing::{Backing, BackingError, BackingOptions};
 use afterimage_proxy::engine::blocking::FileNames;
 use afterimage_proxy::engine::log::create::{self, CreateError, NewLog};
 use afterimage_proxy::engine::recovery::claims::disk_slots;
-use afterimage_proxy::engine::recovery::{Accepted, ConfiguredDisk, RecoveryInput};
+use afterimage_proxy::engine::recovery::{Accepted, ConfiguredDisk, LastWrite, RecoveryInput};
 use afterimage_proxy::io::FileId;
 use afterimage_proxy::io::file::{Locking, OpenError, OpenOptions, StorageFile, sync_folder_of};
 use afterimage_proxy::io::mapping::{MappingError, RingMapping, boot_id};
@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
+use super::device;
 use crate::config::{Config, DiskConfig, GroupConfig};
 
 /// A start retries so long before it says who holds a lock.
@@ -149,6 +150,8 @@ pub struct OpenDisk {
     pub path: PathBuf,
     /// Bytes.
     pub size: u64,
+    /// Its medium rotates.
+    pub rotates: bool,
 }
 
 struct Claimed<'a> {
@@ -190,6 +193,10 @@ pub fn open(
     let (log, superblock, ids) = match has_log(&group.log_path)? {
         true => existing_log(group, &claimed, &backings, accepted)?,
         false if purpose == Purpose::Leave => {
+            let mut needed = claimed.iter().filter_map(|disk| log_missing(group, disk));
+            if let Some(missing) = needed.next() {
+                return Err(missing);
+            }
             return Err(OpenGroupError::NoLog {
                 path: group.log_path.clone(),
                 group: group.name.clone(),
@@ -225,12 +232,13 @@ pub fn open(
         configured.push(ConfiguredDisk {
             id,
             size: backing.size,
-            mtime_ns: mtime_ns(&path),
+            last_write: last_write(&path),
         });
         disks.push(OpenDisk {
             name: disk.config.name.clone(),
             id,
             index,
+            rotates: device::rotates(&path),
             path,
             size: backing.size,
         });
@@ -254,9 +262,17 @@ pub fn open(
     })
 }
 
-/// Modification time of a backing, nanoseconds since 1970; 0 for a block device.
+/// What the system knows of the last write to a backing.
 #[must_use]
-pub fn mtime_ns(path: &Path) -> u64 {
+pub fn last_write(path: &Path) -> LastWrite {
+    LastWrite {
+        mtime_ns: mtime_ns(path),
+        device: device::writes(path),
+    }
+}
+
+/// Modification time of a backing, nanoseconds since 1970; 0 for a block device.
+fn mtime_ns(path: &Path) -> u64 {
     fs::metadata(path)
         .ok()
         .filter(|meta| meta.is_file())
@@ -419,6 +435,17 @@ fn existing_log(
     Ok((file, superblock, ids))
 }
 
+/// Where no log is: what to say of a disk whose newest writes are in one.
+fn log_missing(group: &GroupConfig, disk: &Claimed<'_>) -> Option<OpenGroupError> {
+    let claim = disk.claim.as_ref()?;
+    let needs = matches!(claim.state, ClaimState::Attached | ClaimState::Clean(_));
+    needs.then(|| OpenGroupError::LogMissing {
+        backing: disk.config.path.clone(),
+        claimed: std::ffi::OsStr::from_bytes(&claim.log_path).into(),
+        configured: group.log_path.clone(),
+    })
+}
+
 fn new_log(
     group: &GroupConfig,
     claimed: &[Claimed<'_>],
@@ -433,12 +460,8 @@ fn new_log(
             ids.push(DiskId(Uuid::new_v4()));
             continue;
         };
-        if matches!(claim.state, ClaimState::Attached | ClaimState::Clean(_)) {
-            return Err(OpenGroupError::LogMissing {
-                backing: disk.config.path.clone(),
-                claimed: std::ffi::OsStr::from_bytes(&claim.log_path).into(),
-                configured: group.log_path.clone(),
-            });
+        if let Some(missing) = log_missing(group, disk) {
+            return Err(missing);
         }
         if let Some(wanted) = known.replace(claim.group).filter(|id| *id != claim.group) {
             return Err(OpenGroupError::Mixed {

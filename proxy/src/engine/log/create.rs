@@ -8,9 +8,12 @@ use afterimage_format::ids::{BLOCK_SIZE, BootId, Epoch, GroupId, LogId, Lsn};
 use afterimage_format::segment::SinkId;
 use afterimage_format::superblock::{DiskState, SinkState, Superblock, Tail};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// Bytes at either end of a device that must be zero before it becomes a log.
+const PROBED_BYTES: u64 = 1 << 20;
 
 /// What a new log is for.
 #[derive(Clone, Debug)]
@@ -50,6 +53,14 @@ pub enum CreateError {
     Exists {
         /// The log.
         path: PathBuf,
+    },
+    /// A device that holds something.
+    #[error("{}: the device is not empty: there is data at byte {offset}, perhaps of a file system, a partition table or an old log, and a log would overwrite it; look at it ('wipefs {device}', 'afterimage log inspect {device}'), and if nobody needs it zero the device ('blkdiscard -f -z {device}') and start again", path.display(), device = path.display())]
+    NotEmpty {
+        /// The device.
+        path: PathBuf,
+        /// Where the first data is.
+        offset: u64,
     },
     /// A step failed; nothing stays behind under the log's name.
     #[error("{}: cannot {action}: {source}", path.display())]
@@ -203,21 +214,35 @@ fn on_device(path: &Path, new: &NewLog, device: StorageFile) -> Result<StorageFi
         size.min(new.size)
     };
     refuse_small(path, size)?;
-    let mut first = [0; BLOCK_SIZE];
-    device
-        .read_at(0, &mut first)
-        .map_err(io_error(path, "read it"))?;
-    if first.iter().any(|byte| *byte != 0) {
-        return Err(CreateError::Exists {
-            path: path.to_owned(),
-        });
-    }
+    refuse_content(path)?;
     let new = NewLog {
         size,
         ..new.clone()
     };
     write_superblocks(path, &initial_superblock(&new))?;
     Ok(device)
+}
+
+/// Refuses a device with anything but zeroes in its first and last MiB, where file systems, volume
+/// managers, RAIDs and partition tables have what tells of them.
+fn refuse_content(path: &Path) -> Result<(), CreateError> {
+    let file = File::open(path).map_err(io_error(path, "open it"))?;
+    let size = (&file)
+        .seek(SeekFrom::End(0))
+        .map_err(io_error(path, "find out its size"))?;
+    let length = PROBED_BYTES.min(size);
+    let mut bytes = vec![0; length as usize];
+    for start in [0, size - length] {
+        file.read_exact_at(&mut bytes, start)
+            .map_err(io_error(path, "read it"))?;
+        if let Some(at) = bytes.iter().position(|byte| *byte != 0) {
+            return Err(CreateError::NotEmpty {
+                path: path.to_owned(),
+                offset: start + at as u64,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn refuse_small(path: &Path, size: u64) -> Result<(), CreateError> {

@@ -8,7 +8,8 @@
 //! | C4 other log | ours, but another log's | refuse |
 //! | C5 attached | ours, attached | go on (an unclean stop: a verify is due) |
 //! | C6 clean | ours, clean, fingerprint as stored | go on |
-//! | C7 edited | ours, clean, fingerprint differs | refuse; accepted: everything is shipped anew |
+//! | C7 edited | ours, clean, fingerprint differs, or the same device was written since | refuse; accepted: everything is shipped anew |
+//! | C11 untold | ours, clean, fingerprint as stored; a block device that was restarted, or of which nothing was counted | go on, a verify is due |
 //! | C8 detached | ours, detached | the log is done: refuse, a new log is needed |
 //! | C9 abandoned | ours, abandoned after the log failed | as C8 |
 //! | C10 free | detached or abandoned by any log; this log was never started | claim it |
@@ -17,7 +18,7 @@
 //! permits is done: *attached* before the first byte of the backing changes, *clean* and *detached*
 //! after the backing was synced.
 
-use super::{RecoveryError, RecoveryInput};
+use super::{LastWrite, RecoveryError, RecoveryInput};
 use crate::engine::blocking::{Blocking, StorageError};
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{FileId, Storage};
@@ -216,11 +217,13 @@ pub(super) fn judge<S: Storage>(
                     }
                     ClaimState::Attached => false,
                     ClaimState::Clean(stored) => {
-                        let now = fingerprint(blocking, index, disk.size, disk.mtime_ns)?;
-                        if stored != now && !input.accepted.edited_backing {
+                        let now = fingerprint(blocking, index, disk.size, disk.last_write)?;
+                        let since = compare(&stored, &now);
+                        if since == Since::Edited && !input.accepted.edited_backing {
                             return Err(ClaimRefusal::Edited { path }.into());
                         }
-                        stored != now
+                        verdict.verify_due |= since == Since::Untold;
+                        since == Since::Edited
                     }
                     ClaimState::Detached(_) | ClaimState::Abandoned => {
                         let how = match claim.state {
@@ -307,8 +310,8 @@ pub enum Leaving {
 }
 
 /// Syncs the backings and makes the claims say how they were left. For `Clean` and `Detached`
-/// everything must be in the backings. `mtime_ns` gives a backing's modification time *after* the
-/// sync (0 for a block device).
+/// everything must be in the backings. `last_write` says what is known of the last write to a
+/// backing *after* the sync.
 ///
 /// # Errors
 /// A backing cannot be synced or read, a claim cannot be stored: then the claims still say
@@ -318,10 +321,10 @@ pub fn leave<S: Storage>(
     input: &RecoveryInput,
     superblock: &Superblock,
     leaving: Leaving,
-    mtime_ns: &dyn Fn(DiskIndex) -> u64,
+    last_write: &dyn Fn(DiskIndex) -> LastWrite,
 ) -> Result<(), RecoveryError> {
     let blocking = &mut Blocking::new(storage, &input.names);
-    leave_blocking(blocking, input, superblock, leaving, mtime_ns)
+    leave_blocking(blocking, input, superblock, leaving, last_write)
 }
 
 pub(super) fn leave_blocking<S: Storage>(
@@ -329,7 +332,7 @@ pub(super) fn leave_blocking<S: Storage>(
     input: &RecoveryInput,
     superblock: &Superblock,
     leaving: Leaving,
-    mtime_ns: &dyn Fn(DiskIndex) -> u64,
+    last_write: &dyn Fn(DiskIndex) -> LastWrite,
 ) -> Result<(), RecoveryError> {
     for (index, disk) in superblock.disks.iter().enumerate() {
         if disk.removed {
@@ -348,7 +351,7 @@ pub(super) fn leave_blocking<S: Storage>(
             .map_err(|source| ClaimRefusal::Invalid { path, source })?;
         let state = match leaving {
             Leaving::Clean | Leaving::Detached => {
-                let print = fingerprint(blocking, index, disk.size, mtime_ns(index))?;
+                let print = fingerprint(blocking, index, disk.size, last_write(index))?;
                 if leaving == Leaving::Clean {
                     ClaimState::Clean(print)
                 } else {
@@ -372,13 +375,44 @@ pub(super) fn leave_blocking<S: Storage>(
     Ok(())
 }
 
+/// What happened to a backing since its fingerprint was stored, as far as can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Since {
+    Untouched,
+    Edited,
+    /// No sampled block differs; more is not known.
+    Untold,
+}
+
+fn compare(stored: &Fingerprint, now: &Fingerprint) -> Since {
+    let told = |print: &Fingerprint| (print.size, print.mtime_ns, print.hash);
+    if told(stored) != told(now) {
+        return Since::Edited;
+    }
+    if now.mtime_ns != 0 {
+        return Since::Untouched;
+    }
+    let (Some(before), Some(after)) = (stored.device, now.device) else {
+        return Since::Untold;
+    };
+    let same_life = (before.boot, before.sequence) == (after.boot, after.sequence);
+    // Counters that fell were begun anew, as those of a partition are with its table.
+    if !same_life || after.writes < before.writes || after.sectors < before.sectors {
+        return Since::Untold;
+    }
+    match before == after {
+        true => Since::Untouched,
+        false => Since::Edited,
+    }
+}
+
 /// Blocks that a fingerprint reads, beside the first ones.
 const SAMPLES: u64 = 64;
 /// Blocks at the start of a backing that a fingerprint always reads: partition tables, boot
 /// sectors and superblocks of file systems.
 const FIRST_BLOCKS: u64 = 16;
 
-/// The fingerprint of a backing: size, modification time, and BLAKE3 over its first 16 blocks, 64
+/// The fingerprint of a backing: size, what is known of its last write, and BLAKE3 over its first 16 blocks, 64
 /// blocks spread evenly, and its last one, each with its number.
 ///
 /// # Errors
@@ -387,7 +421,7 @@ pub fn fingerprint<S: Storage>(
     blocking: &mut Blocking<'_, S>,
     disk: DiskIndex,
     size: u64,
-    mtime_ns: u64,
+    last_write: LastWrite,
 ) -> Result<Fingerprint, StorageError> {
     let blocks = size.div_ceil(BLOCK_SIZE as u64);
     let last = blocks.saturating_sub(1);
@@ -410,7 +444,8 @@ pub fn fingerprint<S: Storage>(
     }
     Ok(Fingerprint {
         size,
-        mtime_ns,
+        mtime_ns: last_write.mtime_ns,
         hash: *hasher.finalize().as_bytes(),
+        device: last_write.device,
     })
 }

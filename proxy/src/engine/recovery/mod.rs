@@ -35,6 +35,7 @@ use super::log::scan::{LogEnd, Scan, UnverifiedLog};
 use super::log::superblock;
 use super::start::{FrameInLog, LogStart};
 use crate::io::{FileId, Storage};
+use afterimage_format::claim::DeviceWrites;
 use afterimage_format::ids::{BLOCK_SIZE, BootId, DiskId, DiskIndex, GroupId, Lsn};
 use afterimage_format::ring_header::{LogLatch, RING_AREA_OFFSET, RingHeader};
 use afterimage_format::segment::SinkId;
@@ -52,8 +53,28 @@ pub struct ConfiguredDisk {
     pub id: DiskId,
     /// Size in bytes of its backing.
     pub size: u64,
-    /// Last modification of its backing, nanoseconds since 1970; 0 for a block device.
+    /// What the system knows of the last write to its backing.
+    pub last_write: LastWrite,
+}
+
+/// What the system knows of the last write to a backing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastWrite {
+    /// Modification time, nanoseconds since 1970; 0 for a block device, which has none.
     pub mtime_ns: u64,
+    /// What the kernel counted of a block device, if it does.
+    pub device: Option<DeviceWrites>,
+}
+
+impl LastWrite {
+    /// Of a file that was modified then.
+    #[must_use]
+    pub const fn at(mtime_ns: u64) -> Self {
+        Self {
+            mtime_ns,
+            device: None,
+        }
+    }
 }
 
 /// What the operator accepts at this start.

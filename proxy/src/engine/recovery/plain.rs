@@ -5,21 +5,21 @@
 //! log is done. May be killed at any point and run again.
 
 use super::claims::{Leaving, Purpose, leave_blocking};
-use super::{RecoveryError, RecoveryInput, RecoveryReport, Settled, settle};
+use super::{LastWrite, RecoveryError, RecoveryInput, RecoveryReport, Settled, settle};
 use crate::engine::blocking::Blocking;
 use crate::engine::log::superblock;
 use crate::io::{FileId, Storage};
 use afterimage_format::ids::DiskIndex;
 
 /// Brings every backing to the log's last record, syncs it, marks it detached. The ring's memory
-/// may be zeroes where there is no ring file. `mtime_ns` as for [`super::claims::leave`].
+/// may be zeroes where there is no ring file. `last_write` as for [`super::claims::leave`].
 ///
 /// # Errors
 /// As for [`super::recover`]. The step can be repeated.
 pub fn recover_to_plain<S: Storage>(
     storage: &mut S,
     input: &RecoveryInput,
-    mtime_ns: &dyn Fn(DiskIndex) -> u64,
+    last_write: &dyn Fn(DiskIndex) -> LastWrite,
 ) -> Result<RecoveryReport, RecoveryError> {
     let blocking = &mut Blocking::new(storage, &input.names);
     let Settled {
@@ -29,6 +29,6 @@ pub fn recover_to_plain<S: Storage>(
     } = settle(blocking, input, Purpose::ToPlain)?;
     superblock.clean = true;
     superblock::store(blocking, FileId::LOG, &mut superblock)?;
-    leave_blocking(blocking, input, &superblock, Leaving::Detached, mtime_ns)?;
+    leave_blocking(blocking, input, &superblock, Leaving::Detached, last_write)?;
     Ok(report)
 }

@@ -138,7 +138,7 @@ impl Rig {
                 .map(|index| ConfiguredDisk {
                     id: disk_id(index),
                     size: self.geometry.disks[index],
-                    mtime_ns: 0,
+                    last_write: Default::default(),
                 })
                 .collect(),
             sinks: (0..self.geometry.sinks).map(sink).collect(),

@@ -1,6 +1,7 @@
 //! The fixed newstyle handshake, on tokio, over any stream.
 //!
-//! Owns a connection from its first byte to the answer of GO or EXPORT_NAME. Always holds: exactly
+//! Owns a connection from its first byte up to the answer of GO or EXPORT_NAME, which it leaves to
+//! whoever serves the connection ([`Negotiated::answer`]). Always holds: exactly
 //! the bytes of the handshake are read, so nothing sent before STARTTLS can be taken for something
 //! that came encrypted, and nothing of transmission is lost; no choice of the client survives
 //! STARTTLS; time (waiting for the server's own work apart), number and size of options are

@@ -129,6 +129,12 @@ impl<'a> Haggle<'a> {
                     refused.message.as_bytes(),
                 );
             }
+            if let Some(Ending::Open(negotiated)) = ending {
+                return Ok(Ending::Open(Negotiated {
+                    answer,
+                    ..negotiated
+                }));
+            }
             wire.send(&answer).await?;
             if let Some(ending) = ending {
                 return Ok(ending);
@@ -294,9 +300,10 @@ impl<'a> Haggle<'a> {
                 source,
             })?;
         let answer = export_name_answer(export.size, export.flags(self.form), self.no_zeroes);
-        let negotiated = self.negotiated(export, peer);
-        wire.send(&answer).await?;
-        Ok(Ending::Open(negotiated))
+        Ok(Ending::Open(Negotiated {
+            answer,
+            ..self.negotiated(export, peer)
+        }))
     }
 
     fn negotiated(&mut self, export: ExportInfo, peer: &Peer) -> Negotiated {
@@ -309,6 +316,7 @@ impl<'a> Haggle<'a> {
             form: self.form,
             contexts,
             ack_durable: peer.ack_durable,
+            answer: Vec::new(),
         }
     }
 }

@@ -24,10 +24,16 @@ fn serve(
     peer: Peer,
 ) -> (DuplexStream, JoinHandle<Outcome>) {
     let (ours, theirs) = duplex(1 << 20);
-    let server =
-        tokio::spawn(
-            async move { negotiate(ours, peer, &tls, &Watch::default(), &*exports).await },
-        );
+    let server = tokio::spawn(async move {
+        let mut outcome = negotiate(ours, peer, &tls, &Watch::default(), &*exports).await;
+        if let Ok(Some(connected)) = &mut outcome {
+            // As whoever serves it would.
+            let answer = std::mem::take(&mut connected.negotiated.answer);
+            connected.stream.write_all(&answer).await?;
+            connected.stream.flush().await?;
+        }
+        outcome
+    });
     (theirs, server)
 }
 

@@ -13,7 +13,9 @@
 //! Always holds: a request is yielded only with its whole payload, so a WRITE cut by a close
 //! changes nothing; a bad request is answered and its payload skipped, so the stream stays in
 //! step; a connection has at most [`REQUESTS_MAX`] requests and [`REPLY_BYTES_MAX`] bytes of
-//! replies in flight (one larger reply when alone): beyond that nothing more is taken from it.
+//! replies in flight (one larger reply when alone): beyond that nothing more is taken from it. What
+//! it has in flight beyond [`REPLY_BYTES_FREE`], and large payloads, come out of a budget that it
+//! shares with others.
 //!
 //! At the end (DISC, or [`Session::close_input`] at end of file) requests in flight finish and are
 //! answered; the caller closes the socket when [`Session::is_finished`]. After an error of the
@@ -28,7 +30,7 @@ mod tests;
 
 pub use output::OutChunk;
 
-use super::budget::PayloadBudget;
+use super::budget::{PayloadBudget, Waiting};
 use crate::engine::request::{Request, RequestId};
 use crate::io::buffer::AlignedBuffer;
 use afterimage_format::nbd::constants::cmd_flag;
@@ -49,6 +51,8 @@ pub const REQUESTS_MAX: usize = 1024;
 /// Most bytes of replies of one connection that are promised or unsent; a single larger one is
 /// let through when it is alone.
 pub const REPLY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of replies that a connection may have promised or unsent without asking the budget.
+pub const REPLY_BYTES_FREE: usize = 256 << 10;
 /// Most extents in one answer to BLOCK_STATUS.
 pub const EXTENTS_MAX: u32 = 1024;
 /// What a reply without data is counted as until it is sent.
@@ -91,8 +95,10 @@ pub struct SessionConfig {
     /// Payloads up to this are asked for in one piece ([`Event::NeedInput`]); larger ones are
     /// collected by the session under `budget`.
     pub inline_payload_max: usize,
-    /// Memory for larger payloads.
+    /// Memory for larger payloads, and for replies beyond [`REPLY_BYTES_FREE`].
     pub budget: PayloadBudget,
+    /// Sent before anything else: the handshake's last answer.
+    pub answer: Vec<u8>,
 }
 
 /// Why no more requests are taken for the moment. Call [`Session::step`] again after a reply was
@@ -101,7 +107,7 @@ pub struct SessionConfig {
 pub enum Blocked {
     /// The client has too many replies in flight or unsent.
     Replies,
-    /// No memory for the payload at present.
+    /// No memory at present: others have it.
     Budget,
 }
 
@@ -198,6 +204,12 @@ pub struct Session {
     budget_taken: usize,
     /// `collected` belongs to a request already yielded.
     collected_spent: bool,
+    /// Budget taken for replies.
+    replies_taken: usize,
+    /// It waits for budget.
+    waiting: Option<Waiting>,
+    /// Requests seen, by their headers.
+    seen: u64,
     pending: Slab<Pending>,
     /// Bytes promised and unsent.
     reply_bytes: usize,
@@ -208,18 +220,26 @@ pub struct Session {
 impl Session {
     /// A connection that has just entered transmission.
     #[must_use]
-    pub fn new(config: SessionConfig) -> Self {
-        Self {
+    pub fn new(mut config: SessionConfig) -> Self {
+        let answer = std::mem::take(&mut config.answer);
+        let mut session = Self {
             config,
             receiving: Receiving::Header,
             collected: Vec::new(),
             budget_taken: 0,
             collected_spent: false,
+            replies_taken: 0,
+            waiting: None,
+            seen: 0,
             pending: Slab::new(),
             reply_bytes: 0,
             output: Output::default(),
             abandoned: false,
+        };
+        if !answer.is_empty() {
+            session.push_head(|out, _| out.extend_from_slice(&answer));
         }
+        session
     }
 
     /// The connection a [`RequestId`] belongs to.
@@ -234,11 +254,18 @@ impl Session {
         self.pending.len()
     }
 
-    /// The client is in the middle of a payload, and it is its turn: after 30 s without a byte the
-    /// caller should close. Not true while [`Event::Blocked`].
+    /// The number of the request in the middle of whose payload the client is. It is the client's
+    /// turn unless [`Event::Blocked`]; [`super::patience`] says how long.
     #[must_use]
-    pub fn awaits_payload(&self) -> bool {
-        !matches!(self.receiving, Receiving::Header | Receiving::Closed)
+    pub fn awaited_payload(&self) -> Option<u64> {
+        let between = matches!(self.receiving, Receiving::Header | Receiving::Closed);
+        (!between).then_some(self.seen)
+    }
+
+    /// It has memory of the budget, which others may wait for.
+    #[must_use]
+    pub fn holds_budget(&self) -> bool {
+        self.budget_taken + self.replies_taken > 0
     }
 
     /// Takes the next request from `input`, the unconsumed bytes of the stream. Frees the payload
@@ -294,8 +321,8 @@ impl Session {
                 }
                 Receiving::Admit(header, checked) => {
                     let reserve = checked.reply_bytes(&self.config) + REPLY_HEAD_BYTES;
-                    if self.reply_bytes > 0 && self.reply_bytes + reserve > REPLY_BYTES_MAX {
-                        return (at, Found::Blocked(Blocked::Replies));
+                    if let Err(why) = self.room_for_reply(reserve) {
+                        return (at, Found::Blocked(why));
                     }
                     let payload = checked.payload_bytes(&header);
                     let (payload, end) = if payload == 0 {
@@ -324,7 +351,7 @@ impl Session {
                     }
                     if self.collected.len() == self.budget_taken {
                         let grow = wanted.min(COLLECT_CHUNK);
-                        if !self.config.budget.take(self.config.connection, grow) {
+                        if !self.take_budget(grow) {
                             return (at, Found::Blocked(Blocked::Budget));
                         }
                         self.budget_taken += grow;
@@ -354,6 +381,7 @@ impl Session {
     /// Decides on a header. The error ends the connection.
     fn accept(&mut self, header: RequestHeader) -> Result<(), Found> {
         use afterimage_format::nbd::constants::cmd;
+        self.seen += 1;
         if header.command == cmd::DISC {
             return Err(Found::Disconnect);
         }
@@ -375,6 +403,55 @@ impl Session {
             Err(refusal) => self.receiving = Receiving::Skip(header, refusal, payload),
         }
         Ok(())
+    }
+
+    /// Takes what a reply of `reserve` bytes needs beyond what the connection may have for itself.
+    fn room_for_reply(&mut self, reserve: usize) -> Result<(), Blocked> {
+        let after = self.reply_bytes + reserve;
+        if self.reply_bytes > 0 && after > REPLY_BYTES_MAX {
+            return Err(Blocked::Replies);
+        }
+        if after <= REPLY_BYTES_FREE {
+            return Ok(());
+        }
+        // Who has some lets those go first who wait; when its replies are sent it has none.
+        if self.replies_taken > 0 && self.config.budget.is_wanted() {
+            return Err(Blocked::Replies);
+        }
+        let lacking = after.saturating_sub(REPLY_BYTES_FREE + self.replies_taken);
+        let lacking = lacking.next_multiple_of(COLLECT_CHUNK);
+        if lacking == 0 {
+            return Ok(());
+        }
+        if self.replies_taken > 0 {
+            if !self.config.budget.take(self.config.connection, lacking) {
+                return Err(Blocked::Replies);
+            }
+        } else if !self.take_budget(lacking) {
+            return Err(Blocked::Budget);
+        }
+        self.replies_taken += lacking;
+        Ok(())
+    }
+
+    /// Takes budget; others know as long as it cannot.
+    fn take_budget(&mut self, bytes: usize) -> bool {
+        let taken = self.config.budget.take(self.config.connection, bytes);
+        if taken {
+            self.waiting = None;
+        } else if self.waiting.is_none() {
+            self.waiting = Some(self.config.budget.wait());
+        }
+        taken
+    }
+
+    /// Gives back what was taken for replies once there are few.
+    fn settle_replies(&mut self) {
+        if self.replies_taken > 0 && self.reply_bytes <= REPLY_BYTES_FREE {
+            let bytes = std::mem::take(&mut self.replies_taken);
+            let (budget, me) = (&self.config.budget, self.config.connection);
+            budget.give_back(me, bytes, self.budget_taken);
+        }
     }
 
     fn promise(&mut self, header: &RequestHeader, checked: Checked, reserved: usize) -> RequestId {
@@ -413,10 +490,9 @@ impl Session {
         self.collected = Vec::new();
         self.collected_spent = false;
         if self.budget_taken > 0 {
-            self.config
-                .budget
-                .give_back(self.config.connection, self.budget_taken);
-            self.budget_taken = 0;
+            let bytes = std::mem::take(&mut self.budget_taken);
+            let (budget, me) = (&self.config.budget, self.config.connection);
+            budget.give_back(me, bytes, self.replies_taken);
         }
     }
 
@@ -436,6 +512,7 @@ impl Session {
     /// back its data buffer, if it had one.
     pub fn sent(&mut self, chunk: OutChunk) -> Option<AlignedBuffer> {
         self.reply_bytes -= chunk.len();
+        self.settle_replies();
         self.output.recycle(chunk)
     }
 
@@ -443,6 +520,7 @@ impl Session {
     /// flight go on.
     pub fn close_input(&mut self) {
         self.receiving = Receiving::Closed;
+        self.waiting = None;
         self.release_collected();
     }
 
@@ -454,6 +532,7 @@ impl Session {
         let mut chunks = Vec::new();
         self.output.take(&mut chunks, usize::MAX, usize::MAX);
         self.reply_bytes -= chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
+        self.settle_replies();
         chunks
     }
 
@@ -469,6 +548,8 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.release_collected();
+        self.reply_bytes = 0;
+        self.settle_replies();
     }
 }
 

@@ -15,6 +15,12 @@ impl Session {
     ///
     /// Panics if the id is not in flight here: the engine answers each request once.
     pub fn complete(&mut self, reply: Reply) -> Option<AlignedBuffer> {
+        let unsent = self.answer(reply);
+        self.settle_replies();
+        unsent
+    }
+
+    fn answer(&mut self, reply: Reply) -> Option<AlignedBuffer> {
         debug_assert_eq!(Self::connection_of(reply.id), self.config.connection);
         let slot = (reply.id.0 & u64::from(u32::MAX)) as usize;
         let pending = self.pending.remove(slot);

@@ -27,6 +27,7 @@ fn config(form: ReplyForm) -> SessionConfig {
         contexts: Vec::new(),
         inline_payload_max: 64 << 10,
         budget: PayloadBudget::new(1 << 20),
+        answer: Vec::new(),
     }
 }
 
@@ -587,7 +588,7 @@ fn stalled_payloads_hold_a_bounded_budget_and_nobody_else() {
         let step = stalled.step(&part);
         assert_eq!(step.consumed, part.len());
         assert!(matches!(step.event, Event::NeedInput { contiguous: 1 }));
-        assert!(stalled.awaits_payload());
+        assert_eq!(stalled.awaited_payload(), Some(1));
     }
     assert_eq!(budget.used(), 1 << 20);
     // A third client with ordinary writes needs none of it.
@@ -676,6 +677,62 @@ fn a_client_that_never_reads_is_not_served_for_ever() {
         assert!(matches!(session.step(&flush).event, Event::Request { .. }));
     }
     assert!(matches!(session.step(&flush).event, Event::Blocked(_)));
+}
+
+#[test]
+fn replies_beyond_a_connections_own_come_out_of_a_shared_budget() {
+    let budget = PayloadBudget::new(2 << 20);
+    let client = |connection| {
+        Session::new(SessionConfig {
+            connection,
+            size: 1 << 30,
+            budget: budget.clone(),
+            ..config(ReplyForm::Simple)
+        })
+    };
+    let read = |len| encode(ReplyForm::Simple, &request(cmd::READ, 0, 1, 0, len), &[]);
+    let (mut hog, mut late, mut small) = (client(0), client(1), client(2));
+    let mut taken = Vec::new();
+    while let Event::Request { id, .. } = hog.step(&read(1 << 20)).event {
+        taken.push(id);
+    }
+    assert!(budget.used() > 2 << 20, "the first may go beyond the limit");
+    let (one_mib, little) = (read(1 << 20), read(64 << 10));
+    let blocked = late.step(&one_mib);
+    let head = blocked.consumed;
+    assert!(matches!(blocked.event, Event::Blocked(Blocked::Budget)));
+    assert!(budget.is_wanted());
+    let step = small.step(&little);
+    assert!(
+        matches!(step.event, Event::Request { .. }),
+        "what is its own it always has"
+    );
+    assert!(head > 0 && hog.holds_budget() && !small.holds_budget());
+    // While somebody waits, whoever has some gets no more before all of it is back.
+    for id in taken.drain(..) {
+        let buffer = AlignedBuffer::new(1 << 20);
+        let (start, len) = (0, 1 << 20);
+        let result = Ok(ReplyBody::Data { buffer, start, len });
+        hog.complete(Reply { id, result });
+    }
+    let mut chunks = Vec::new();
+    hog.take_output(&mut chunks, usize::MAX, usize::MAX);
+    let last = chunks.split_off(chunks.len() - 2);
+    for chunk in chunks {
+        hog.sent(chunk);
+    }
+    let step = hog.step(&[]);
+    assert!(matches!(step.event, Event::Blocked(Blocked::Replies)));
+    for chunk in last {
+        hog.sent(chunk);
+    }
+    assert_eq!(budget.used(), 0);
+    let step = late.step(&[]);
+    assert!(matches!(step.event, Event::Request { .. }));
+    assert!(!budget.is_wanted());
+    assert_eq!(budget.used(), 1 << 20);
+    drop(late);
+    assert_eq!(budget.used(), 0);
 }
 
 /// A chunk's header, its context, and its extents as length and flags.

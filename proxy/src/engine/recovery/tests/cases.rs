@@ -6,12 +6,12 @@ use crate::engine::log::error::{Evidence, LogError};
 use crate::engine::log::scan::LogEnd;
 use crate::engine::recovery::claims::{ClaimRefusal, Leaving};
 use crate::engine::recovery::ring::RingAbsence;
-use crate::engine::recovery::{Accepted, RecoveryError};
+use crate::engine::recovery::{Accepted, LastWrite, RecoveryError};
 use crate::engine::{DirtyChange, Ticket};
 use crate::io::Storage;
-use afterimage_format::claim::ClaimState;
+use afterimage_format::claim::{ClaimState, DeviceWrites};
 use afterimage_format::frame::{Descriptor, ENTRY_BYTES, HEADER_BYTES, RingDescriptor};
-use afterimage_format::ids::{BLOCK_SIZE, GroupId, LogId, Lsn};
+use afterimage_format::ids::{BLOCK_SIZE, BootId, GroupId, LogId, Lsn};
 use afterimage_format::ring_header::{
     RING_APPENDED_WORD, RING_DURABLE_WORD, RING_HEADER_BYTES, RING_NEXT_WORD,
 };
@@ -423,11 +423,73 @@ fn c5_to_c7_an_edited_backing_is_refused_unless_accepted() {
     let mut rig = Rig::new(9, 64, 24);
     rig.start(None).unwrap();
     rig.stop(Leaving::Clean);
-    rig.mtime_ns += 1;
+    rig.last_write.mtime_ns += 1;
     assert!(matches!(
         refused(&mut rig),
         RecoveryError::Claim(ClaimRefusal::Edited { .. })
     ));
+}
+
+/// No sampled block of the device changes: what the kernel counted decides.
+#[test]
+fn c7_and_c11_a_device_that_was_written_is_refused_and_one_that_cannot_tell_is_to_be_verified() {
+    let counted = DeviceWrites {
+        boot: BootId::from_bytes([7; 16]),
+        sequence: 3,
+        writes: 100,
+        sectors: 800,
+    };
+    let seen = |device| LastWrite {
+        mtime_ns: 0,
+        device,
+    };
+    let written = DeviceWrites {
+        writes: 101,
+        sectors: 808,
+        ..counted
+    };
+    let restarted = DeviceWrites {
+        boot: BootId::from_bytes([8; 16]),
+        ..counted
+    };
+    let attached_anew = DeviceWrites {
+        sequence: 4,
+        ..written
+    };
+    let begun_anew = DeviceWrites {
+        writes: 5,
+        ..written
+    };
+    // What is stored, what is there at the start; whether that is refused, or a verify due.
+    let cases = [
+        (Some(counted), Some(counted), Ok(false)),
+        (Some(counted), Some(written), Err(())),
+        (Some(counted), Some(restarted), Ok(true)),
+        (Some(counted), Some(attached_anew), Ok(true)),
+        (Some(written), Some(begun_anew), Ok(true)),
+        (Some(counted), None, Ok(true)),
+        (None, Some(counted), Ok(true)),
+        (None, None, Ok(true)),
+    ];
+    for (stored, found, expected) in cases {
+        let mut rig = Rig::new(9, 64, 24);
+        rig.last_write = seen(stored);
+        rig.start(None).unwrap();
+        rig.work(1, 20);
+        rig.stop(Leaving::Clean);
+        rig.last_write = seen(found);
+        match expected {
+            Err(()) => assert!(matches!(
+                refused(&mut rig),
+                RecoveryError::Claim(ClaimRefusal::Edited { .. })
+            )),
+            Ok(verify_due) => {
+                let report = rig.start(None).unwrap();
+                assert_eq!(report.verify_due, verify_due, "{stored:?}, then {found:?}");
+                rig.engine = None;
+            }
+        }
+    }
 }
 
 #[test]
@@ -514,7 +576,7 @@ fn an_abandoned_log_is_never_replayed() {
         &input,
         &superblock,
         Leaving::Abandoned,
-        &|_| 0,
+        &|_| LastWrite::default(),
     )
     .unwrap();
     drop(storage);

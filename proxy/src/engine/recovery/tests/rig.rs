@@ -6,7 +6,7 @@ use crate::engine::recovery::claims::{Leaving, leave};
 use crate::engine::recovery::plain::recover_to_plain;
 use crate::engine::recovery::rewrite::{Rewritten, rewrite_failed_log};
 use crate::engine::recovery::{
-    Accepted, ConfiguredDisk, RecoveryError, RecoveryInput, RecoveryReport, recover,
+    Accepted, ConfiguredDisk, LastWrite, RecoveryError, RecoveryInput, RecoveryReport, recover,
 };
 use crate::engine::request::{Now, Reply, Request, RequestId};
 use crate::engine::{Engine, EngineConfig, Ticket};
@@ -26,7 +26,7 @@ const TURNS_MAX: usize = 20_000;
 pub(super) struct Rig {
     pub(super) world: SimWorld,
     pub(super) accepted: Accepted,
-    pub(super) mtime_ns: u64,
+    pub(super) last_write: LastWrite,
     pub(super) blocks_max: u64,
     pub(super) log_bytes: u64,
     ring_bytes: usize,
@@ -80,7 +80,7 @@ impl Rig {
         Self {
             world,
             accepted: Accepted::default(),
-            mtime_ns: 77,
+            last_write: LastWrite::at(77),
             blocks_max: 3,
             log_bytes,
             ring_bytes: (ring_blocks as usize + 1) * BLOCK_SIZE,
@@ -107,7 +107,7 @@ impl Rig {
             disks: vec![ConfiguredDisk {
                 id: disk(),
                 size: DISK_BYTES,
-                mtime_ns: self.mtime_ns,
+                last_write: self.last_write,
             }],
             sinks: vec![sink()],
             claims: true,
@@ -163,8 +163,8 @@ impl Rig {
         if let Some(steps) = kill_after {
             self.world.kill_after(steps);
         }
-        let mtime = self.mtime_ns;
-        recover_to_plain(&mut storage, &self.input(), &|_| mtime)
+        let last_write = self.last_write;
+        recover_to_plain(&mut storage, &self.input(), &|_| last_write)
     }
 
     pub(super) fn rewrite(
@@ -307,9 +307,9 @@ impl Rig {
             if events.iter().any(drained) {
                 let superblock = self.superblock();
                 let mut storage = self.engine.take().unwrap().into_storage();
-                let mtime = self.mtime_ns;
+                let last_write = self.last_write;
                 let input = self.input();
-                leave(&mut storage, &input, &superblock, leaving, &|_| mtime).unwrap();
+                leave(&mut storage, &input, &superblock, leaving, &|_| last_write).unwrap();
                 self.flushed = self.answered;
                 return;
             }

@@ -59,6 +59,11 @@ uuid_id! {
 }
 
 uuid_id! {
+    /// A repository: a folder or bucket of groups. Given when the first object is stored there.
+    RepositoryId
+}
+
+uuid_id! {
     /// One boot of a machine, as the kernel names it (`/proc/sys/kernel/random/boot_id`). Shared
     /// memory and CLOCK_BOOTTIME mean nothing beyond it.
     BootId

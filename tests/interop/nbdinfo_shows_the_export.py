@@ -2,8 +2,16 @@
 
 import json
 
-from harness.process import expect, expect_equal, run, scratch
+from harness.process import expect, expect_equal, run, scratch, wait_until
 from harness.server import Server, STANDIN
+
+
+def dirty(server):
+    """What the dirty context says of the disk: it covers all of it with one extent."""
+    extents = json.loads(run("nbdinfo", "--json", "--map=afterimage:dirty", server.uri()).stdout)
+    expect_equal([(extent["offset"], extent["length"]) for extent in extents], [(0, 64 << 20)], "extents")
+    return extents[0]["type"]
+
 
 with scratch() as folder, Server(folder, groups={"vm1": {"vda": "64MiB"}}) as server:
     export = json.loads(run("nbdinfo", "--json", server.uri()).stdout)["exports"][0]
@@ -42,3 +50,21 @@ h.flush()
     expect(any(extent["offset"] <= 8 << 20 < extent["offset"] + extent["length"] for extent in data),
            f"the written MiB is data: {extents}")
     expect(sum(extent["length"] for extent in data) < 32 << 20, f"the unwritten rest is a hole: {extents}")
+
+    # Dirty until the target has everything, also what it cannot get for now.
+    if not STANDIN:
+        write = f"""
+import nbd
+h = nbd.NBD()
+h.connect_uri({server.uri()!r})
+h.pwrite(b'y' * 4096, 0)
+"""
+        server.wait_shipped()
+        wait_until(lambda: dirty(server) == 0, "a disk that the target has all of to be clean")
+        server.repository.rename(server.folder / "away")
+        run("/usr/bin/python3", "-c", write)
+        for _ in range(3):
+            expect_equal(dirty(server), 1, "dirty while the target lacks the last write")
+        (server.folder / "away").rename(server.repository)
+        server.wait_shipped()
+        wait_until(lambda: dirty(server) == 0, "the disk to be clean again")

@@ -89,8 +89,9 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
         Command::Quickstart(args) => wait_for(quickstart::run(&args, output)),
         Command::Serve {
             with_parent,
+            accept_new_repository,
             accept,
-        } => serve::run(load()?, accept, with_parent),
+        } => serve::run(load()?, accept, accept_new_repository, with_parent),
         Command::Recover {
             group,
             accept,

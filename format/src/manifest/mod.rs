@@ -1,4 +1,5 @@
-//! Small objects of a repository: manifests, name bindings, epoch terminators, check results.
+//! Small objects of a repository: its identity, manifests, name bindings, epoch terminators, check
+//! results.
 //!
 //! Each is written once under a key that did not exist before. All share one envelope
 //! (`docs/format.md`, "Repository objects"): magic 8, version 2, reserved 2, total length 4, body,
@@ -12,8 +13,9 @@ pub use envelope::ObjectError;
 pub(crate) use manifest_v1::decode_disks;
 pub use manifest_v1::{DiskEntry, EPOCHS_MAX, EpochEntry, MANIFEST_BYTES_MAX, Manifest};
 pub use objects::{
-    CHECK_RESULT_BYTES_MAX, CheckResult, NAME_BINDING_BYTES_MAX, NameBinding, TERMINATOR_BYTES_MAX,
-    Terminator, is_terminator,
+    CHECK_RESULT_BYTES_MAX, CheckResult, NAME_BINDING_BYTES_MAX, NameBinding,
+    REPOSITORY_IDENTITY_BYTES_MAX, RepositoryIdentity, TERMINATOR_BYTES_MAX, Terminator,
+    is_terminator,
 };
 
 /// Longest name of a peer (the SAN of its certificate), in bytes.

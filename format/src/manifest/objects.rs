@@ -1,9 +1,9 @@
-//! Name bindings, epoch terminators, results of checks.
+//! Identities of repositories, name bindings, epoch terminators, results of checks.
 
 use super::PEER_NAME_BYTES_MAX;
 use super::envelope::{Kind, ObjectError};
 use crate::cursor::{CursorError, Put, Reader};
-use crate::ids::{Epoch, GroupId, LogId};
+use crate::ids::{Epoch, GroupId, LogId, RepositoryId};
 use crate::names::{self, NAME_BYTES_MAX};
 
 /// Most bytes of a name binding.
@@ -34,6 +34,53 @@ const TERMINATOR: Kind = Kind {
     version: 1,
     bytes_max: TERMINATOR_BYTES_MAX,
 };
+
+/// Most bytes of a repository's identity.
+pub const REPOSITORY_IDENTITY_BYTES_MAX: usize = 256;
+
+const IDENTITY: Kind = Kind {
+    name: "repository identity",
+    magic: *b"AFTRREPO",
+    version: 1,
+    bytes_max: REPOSITORY_IDENTITY_BYTES_MAX,
+};
+
+/// Which repository this is, wherever it is mounted. Created once, before anything else in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RepositoryIdentity {
+    /// The repository.
+    pub repository: RepositoryId,
+    /// Clock of the machine that made it, nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
+impl RepositoryIdentity {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put(&self.repository.to_bytes());
+        body.put_u64(self.created_ns);
+        IDENTITY.seal(&body)
+    }
+
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// Anything that `encode` would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let read = |body| {
+            let mut reader = Reader::new(body);
+            let out = Self {
+                repository: RepositoryId::from_bytes(reader.array("repository UUID")?),
+                created_ns: reader.u64("time")?,
+            };
+            reader.finish()?;
+            Ok(out)
+        };
+        read(IDENTITY.open(bytes)?).map_err(|source| IDENTITY.body_error(source))
+    }
+}
 
 /// Which group a name means at a replica, and whose certificate may write it. Created once, with
 /// the group.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::checksum::crc32c;
-use crate::ids::{DiskId, Epoch, GroupId, LogId, Lsn};
+use crate::ids::{DiskId, Epoch, GroupId, LogId, Lsn, RepositoryId};
 use proptest::prelude::*;
 
 pub(super) fn manifest() -> Manifest {
@@ -61,6 +61,13 @@ pub(super) fn check_result() -> CheckResult {
     }
 }
 
+fn identity() -> RepositoryIdentity {
+    RepositoryIdentity {
+        repository: RepositoryId::from_bytes([0x33; 16]),
+        created_ns: 11,
+    }
+}
+
 /// Each kind: its bytes, and whether a decoder takes some bytes.
 type Case = (Vec<u8>, fn(&[u8]) -> bool);
 
@@ -70,6 +77,9 @@ fn cases() -> Vec<Case> {
         (binding().encode(), |b| NameBinding::decode(b).is_ok()),
         (terminator().encode(), |b| Terminator::decode(b).is_ok()),
         (check_result().encode(), |b| CheckResult::decode(b).is_ok()),
+        (identity().encode(), |b| {
+            RepositoryIdentity::decode(b).is_ok()
+        }),
     ]
 }
 
@@ -179,7 +189,7 @@ proptest! {
     /// Decoders do not panic on anything, checksums right or not.
     #[test]
     fn forged_objects_do_no_harm(
-        which in 0usize..3,
+        which in 0usize..5,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
     ) {
         let (mut bytes, accepts) = cases().swap_remove(which);
@@ -208,4 +218,7 @@ fn golden_bytes() {
     let bytes = stored(include_str!("../../golden/check-result-v1.hex"));
     assert_eq!(check_result().encode(), bytes);
     assert_eq!(CheckResult::decode(&bytes), Ok(check_result()));
+    let bytes = stored(include_str!("../../golden/repository-identity-v1.hex"));
+    assert_eq!(identity().encode(), bytes);
+    assert_eq!(RepositoryIdentity::decode(&bytes), Ok(identity()));
 }

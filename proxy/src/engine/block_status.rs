@@ -1,4 +1,5 @@
-//! What is allocated and what reads as zero: the backing's own word, under what the ring knows.
+//! What is allocated and what reads as zero: the backing's own word, under what the ring knows. What
+//! may differ from what the sinks have: all of a group's disks, or nothing.
 
 use super::Engine;
 use super::block_map::BlockKey;
@@ -147,6 +148,7 @@ impl<S: Storage> Engine<S> {
                 }
             }
         }
+        let dirty = self.trim.some_sink_lacks(self.ring.appended());
         Ok(states
             .iter()
             .take(extents_max)
@@ -154,7 +156,7 @@ impl<S: Storage> Engine<S> {
                 len: range.end - range.start,
                 hole: state.hole,
                 zero: state.zero,
-                dirty: true,
+                dirty,
             })
             .collect())
     }

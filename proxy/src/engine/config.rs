@@ -21,6 +21,17 @@ pub enum OnLogError {
     Detach,
 }
 
+/// What the guest sees while a backing fails. It is tried again in any case, and what was answered
+/// stays in the log until it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OnBackingError {
+    /// Nothing, while ring and log have room; then errors.
+    #[default]
+    Retry,
+    /// Writes, trims and zeroings fail at once; flushes and reads go on.
+    Fail,
+}
+
 /// Limits and times of one engine. Times are nanoseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
@@ -28,6 +39,8 @@ pub struct EngineConfig {
     pub ack: Ack,
     /// What happens after the first error of the log.
     pub on_log_error: OnLogError,
+    /// What happens while a backing fails.
+    pub on_backing_error: OnBackingError,
     /// Longest time that an answered write is not durable in the log.
     pub commit_interval_ns: u64,
     /// How long a record waits for company before it is written to the log.
@@ -57,6 +70,7 @@ impl Default for EngineConfig {
         Self {
             ack: Ack::Ring,
             on_log_error: OnLogError::Fail,
+            on_backing_error: OnBackingError::Retry,
             commit_interval_ns: 20 * MS,
             log_delay_ns: MS,
             log_batch_bytes: 128 << 10,

@@ -3,12 +3,13 @@
 //! Always holds: the first error of the log is latched in the ring's header before anything else
 //! happens, so that a successor knows it too; from then on no FLUSH succeeds on that log. With
 //! `on_log_error = "detach"` everything that waits goes on waiting until the owner has stored a
-//! durable marker beside every backing; then the backings stand in for the log.
+//! durable marker beside every backing; then the backings stand in for the log. A failing backing
+//! costs nothing that was answered: with `on_backing_error = "fail"` no more is taken until it works.
 
 use super::event::{EngineError, EngineEvent};
 use super::request::{Now, RequestError};
 use super::waiters::Waiter;
-use super::{Engine, OnLogError};
+use super::{Engine, OnBackingError, OnLogError};
 use crate::io::Storage;
 use afterimage_format::ring_header::{LatchedOperation, LogLatch, RING_LATCH_WORD};
 use std::io;
@@ -44,6 +45,15 @@ impl Failure {
     /// The log has failed and its marker is not stored yet.
     pub(super) fn detaching(&self) -> bool {
         self.log_errno != 0 && self.detach_wanted && !self.detached
+    }
+
+    /// What a write gets that the failing backing is in the way of.
+    fn backing_error(&self) -> RequestError {
+        if self.backing_errno == ENOSPC {
+            RequestError::NoSpace
+        } else {
+            RequestError::Io
+        }
     }
 
     /// Why a command cannot be carried out any more.
@@ -113,10 +123,12 @@ impl<S: Storage> Engine<S> {
         if now.monotonic_ns.saturating_sub(since) < self.config.backing_patience_ns {
             return None;
         }
-        Some(if self.failure.backing_errno == ENOSPC {
-            RequestError::NoSpace
-        } else {
-            RequestError::Io
-        })
+        Some(self.failure.backing_error())
+    }
+
+    /// Why no write is taken while a backing fails, if the guest is to know it at once.
+    pub(super) fn refuses_for_a_backing(&self) -> Option<RequestError> {
+        self.destage.failing_since_ns()?;
+        (self.config.on_backing_error == OnBackingError::Fail).then(|| self.failure.backing_error())
     }
 }

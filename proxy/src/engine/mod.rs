@@ -43,7 +43,7 @@ mod write;
 mod zero_map;
 
 pub use command::DirtyChange;
-pub use config::{Ack, EngineConfig, OnLogError};
+pub use config::{Ack, EngineConfig, OnBackingError, OnLogError};
 pub use event::{EngineError, EngineEvent, EventRecord, Ticket};
 pub use start::{FrameInLog, LogStart};
 

@@ -83,7 +83,7 @@ pub struct Extent {
     /// Reads as zero.
     pub zero: bool,
     /// May differ from what every replica has (NBD `afterimage:dirty`). Who does not know says
-    /// true; an image says whether it differs from the point it is compared with, else false.
+    /// true; an image says false.
     pub dirty: bool,
 }
 

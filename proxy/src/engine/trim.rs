@@ -79,6 +79,13 @@ impl Trim {
         &mut self.sinks
     }
 
+    /// Whether some sink may lack something of what the disks hold at this LSN.
+    pub(super) fn some_sink_lacks(&self, appended: Lsn) -> bool {
+        self.sinks.iter().any(|sink| {
+            sink.dirty.is_some() || sink.rebase_after != Lsn::ZERO || sink.acked < appended
+        })
+    }
+
     pub(super) fn set_epoch(&mut self, epoch: Epoch) {
         self.epoch = epoch;
     }

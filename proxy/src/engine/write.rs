@@ -249,6 +249,9 @@ impl<S: Storage> Engine<S> {
         if self.command.draining() {
             return Err(RequestError::ShuttingDown);
         }
+        if let Some(error) = self.refuses_for_a_backing() {
+            return Err(error);
+        }
         self.failure.durability()
     }
 

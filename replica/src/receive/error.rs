@@ -1,6 +1,6 @@
 //! Why a session ends.
 
-use afterimage_format::ids::{Epoch, GroupId};
+use afterimage_format::ids::{Epoch, GroupId, Lsn};
 use afterimage_format::manifest::ObjectError;
 use afterimage_format::segment::SegmentError;
 use afterimage_format::wire::{ErrorCode, RemoteError};
@@ -51,6 +51,18 @@ pub enum IngestError {
         bound: String,
         /// The name that was said.
         said: String,
+    },
+    /// There should be something of this group here, and there is nothing.
+    #[error(
+        "{url} has nothing of group {name:?}, which had stored records up to LSN {acked} there: the repository is not mounted, or is another one; mount it or put it back, it then goes on by itself. If it is lost, begin anew there with 'afterimage serve --accept-new-repository'"
+    )]
+    Lost {
+        /// The repository.
+        url: String,
+        /// The group.
+        name: String,
+        /// What the primary knows to have been acknowledged.
+        acked: Lsn,
     },
     /// A newer epoch exists.
     #[error(
@@ -136,6 +148,7 @@ impl IngestError {
             Self::Object { .. }
             | Self::Group(_)
             | Self::Repository(_)
+            | Self::Lost { .. }
             | Self::TooManyEpochs { .. }
             | Self::EpochsUsedUp { .. } => ErrorCode::Storage,
         }

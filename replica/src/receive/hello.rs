@@ -2,6 +2,7 @@
 //!
 //! | the log is | epoch said | answer |
 //! | --- | --- | --- |
+//! | of a group not known here, acknowledged before | | refused: the repository is lost or not mounted |
 //! | of a group not known here | 0 | group created with epoch 1: `NewEpoch` |
 //! | of a group not known here | E | group created with epoch E: resume at nothing |
 //! | the newest epoch's | the newest | resume; a new epoch if one is demanded |
@@ -18,6 +19,7 @@
 //! has moved on: the history is read again and the table applied anew.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use afterimage_format::ids::{BLOCK_SIZE, Epoch, LogId, Lsn};
 use afterimage_format::manifest::{
@@ -73,6 +75,11 @@ impl Receiver {
         };
         let slot = self.slot(hello.group);
         let mut turn = slot.turn.lock().await;
+        self.repository.attend().await?;
+        let repository_turn = self.repository.turn();
+        if slot.repository_turn.swap(repository_turn, Ordering::AcqRel) != repository_turn {
+            *turn = None;
+        }
         let group = match turn.clone() {
             Some(group) => group,
             None => Arc::new(self.load_or_create(hello, san, now_ns).await?),
@@ -118,6 +125,13 @@ impl Receiver {
             }
             self.check_identity(hello, san).await?;
             return Ok(Group::load(&self.repository, hello.group).await?);
+        }
+        if hello.acked.lsn > Lsn::ZERO && !self.accepts_loss {
+            return Err(IngestError::Lost {
+                url: self.repository.url().to_owned(),
+                name: hello.name.clone(),
+                acked: hello.acked.lsn,
+            });
         }
         let binding = NameBinding {
             group: hello.group,

@@ -46,6 +46,8 @@ pub type NowNs = Arc<dyn Fn() -> u64 + Send + Sync>;
 #[derive(Debug, Clone)]
 pub struct Receiver {
     repository: Repository,
+    /// Groups that were stored here and are not found begin anew.
+    accepts_loss: bool,
     slots: Arc<Mutex<HashMap<GroupId, Arc<Slot>>>>,
 }
 
@@ -58,6 +60,8 @@ struct Slot {
     generation: watch::Sender<u64>,
     /// Generations given out.
     issued: AtomicU64,
+    /// [`Repository::turn`] when the history was read.
+    repository_turn: AtomicU64,
 }
 
 impl Slot {
@@ -79,7 +83,18 @@ impl Receiver {
     pub fn new(repository: Repository) -> Self {
         Self {
             repository,
+            accepts_loss: false,
             slots: Arc::default(),
+        }
+    }
+
+    /// Whether groups begin anew whose primaries know that they had been stored here, although
+    /// nothing of them is found; refused otherwise.
+    #[must_use]
+    pub fn accepting_loss(self, accepts_loss: bool) -> Self {
+        Self {
+            accepts_loss,
+            ..self
         }
     }
 
@@ -119,6 +134,12 @@ impl Receiver {
 
     fn slot(&self, id: GroupId) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(id).or_default().clone()
+        let slot = slots.entry(id).or_insert_with(|| {
+            Arc::new(Slot {
+                repository_turn: AtomicU64::new(self.repository.turn()),
+                ..Slot::default()
+            })
+        });
+        slot.clone()
     }
 }

@@ -13,15 +13,17 @@ use crate::repository::{Repository, RepositoryError};
 #[derive(Debug)]
 pub struct Place {
     url: String,
+    accepts_loss: bool,
     receiver: OnceCell<Receiver>,
 }
 
 impl Place {
-    /// The repository of this URL, not opened yet.
+    /// The repository of this URL, not opened yet; as for [`Receiver::accepting_loss`].
     #[must_use]
-    pub fn new(url: &str) -> Self {
+    pub fn new(url: &str, accepts_loss: bool) -> Self {
         Self {
             url: url.to_owned(),
+            accepts_loss,
             receiver: OnceCell::new(),
         }
     }
@@ -31,6 +33,7 @@ impl Place {
     pub fn of(receiver: Receiver) -> Self {
         Self {
             url: receiver.repository().url().to_owned(),
+            accepts_loss: receiver.accepts_loss,
             receiver: OnceCell::new_with(Some(receiver)),
         }
     }
@@ -52,7 +55,10 @@ impl Place {
     /// # Errors
     /// The repository cannot be opened; the next call tries again.
     pub async fn receiver(&self) -> Result<&Receiver, RepositoryError> {
-        let open = || async { Repository::open(&self.url).await.map(Receiver::new) };
+        let open = || async {
+            let repository = Repository::open(&self.url).await?;
+            Ok(Receiver::new(repository).accepting_loss(self.accepts_loss))
+        };
         self.receiver.get_or_try_init(open).await
     }
 }

@@ -1,6 +1,7 @@
 //! One primary's stream of segments into one epoch.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use afterimage_format::ids::{Epoch, GroupId, LogId};
 use afterimage_format::manifest::is_terminator;
@@ -92,6 +93,8 @@ pub struct Session {
     epoch: Epoch,
     log: LogId,
     segments: u64,
+    /// [`crate::repository::Repository::turn`] when the session began.
+    repository_turn: u64,
 }
 
 impl Session {
@@ -106,6 +109,7 @@ impl Session {
                     (newest.number, newest.log)
                 })
         };
+        let repository_turn = slot.repository_turn.load(Ordering::Acquire);
         Self {
             group,
             slot,
@@ -113,6 +117,7 @@ impl Session {
             epoch,
             log,
             segments: 0,
+            repository_turn,
         }
     }
 
@@ -187,6 +192,12 @@ impl Session {
     }
 
     async fn place(&self, segment: Verified, now_ns: u64) -> Result<(), IngestError> {
+        if self.group.repository().turn() != self.repository_turn {
+            // A copy stands in for what this history was read from.
+            return Err(IngestError::Superseded {
+                group: self.group.id(),
+            });
+        }
         let index = &segment.index;
         let header = &index.header;
         if (header.group, header.epoch, header.log) != (self.group.id(), self.epoch, self.log) {

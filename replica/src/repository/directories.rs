@@ -58,6 +58,14 @@ impl Directories {
         self.sync(folders(&self.root, key)).await
     }
 
+    /// Nothing counts as synced any longer.
+    pub(super) fn forget(&self) {
+        self.synced
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+
     async fn sync(&self, wanted: Vec<PathBuf>) -> Result<(), RepositoryError> {
         if wanted.is_empty() {
             return Ok(());

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, PutMode};
 
-use super::directories::{Directories, sync_folder};
-use super::{Created, Repository, RepositoryError};
+use super::directories::sync_folder;
+use super::root::Root;
+use super::{Created, Kept, Repository, RepositoryError};
 use crate::receive::{IngestError, Receiver};
 use crate::testing::primary::Primary;
 use crate::testing::puts::{After, Puts};
@@ -48,12 +49,19 @@ impl Rig {
             synced.lock().expect("not poisoned").push(folder.to_owned());
             Ok(())
         };
-        let directories = Directories::new(self.folder.path().to_owned(), Arc::new(sync));
+        let store = Arc::clone(&self.puts) as Arc<dyn ObjectStore>;
+        let root = Root::for_tests(self.folder.path().to_owned(), store, Arc::new(sync));
         Repository {
-            store: Arc::clone(&self.puts) as Arc<dyn ObjectStore>,
-            directories: Some(Arc::new(directories)),
+            kept: Kept::Folder(Arc::new(root)),
             url: "file:///rig".into(),
         }
+    }
+
+    /// Leaves behind what the first object of all needs.
+    async fn begin(&self) {
+        self.process().create("first", one()).await.expect("begun");
+        self.puts.take();
+        self.synced();
     }
 
     /// What was synced since the last call, relative to the repository.
@@ -103,6 +111,7 @@ async fn an_object_that_was_there_counts_only_with_its_folders() {
 #[tokio::test]
 async fn nothing_counts_while_its_folder_cannot_be_synced() {
     let rig = Rig::new();
+    rig.begin().await;
     let repository = rig.process();
     rig.fails.store(true, Ordering::Relaxed);
     for _ in 0..2 {
@@ -122,6 +131,7 @@ async fn nothing_counts_while_its_folder_cannot_be_synced() {
 #[tokio::test]
 async fn what_could_not_be_synced_is_written_anew() {
     let rig = Rig::new();
+    rig.begin().await;
     let repository = rig.process();
     rig.puts.fail_after_the_effect();
     let created = repository.create(KEY, one()).await;

@@ -4,6 +4,9 @@ use std::error::Error as StdError;
 use std::io;
 use std::path::PathBuf;
 
+use afterimage_format::ids::RepositoryId;
+use afterimage_format::manifest::ObjectError;
+
 use super::Repository;
 
 /// What can go wrong between this process and its repository.
@@ -22,6 +25,38 @@ pub enum RepositoryError {
         folder: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// What was there is there no longer.
+    #[error("the repository at {} is gone ({source}): mount it or put it back, it then goes on by itself; nothing is begun in its place", folder.display())]
+    Gone {
+        /// Its folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another repository stands there.
+    #[error("the repository at {} is another one ({found}, it was {known}): mount or put back the right one, it then goes on by itself; if this is the right one, restart the service", folder.display())]
+    Another {
+        /// The folder.
+        folder: PathBuf,
+        /// What was there.
+        known: RepositoryId,
+        /// What is there.
+        found: RepositoryId,
+    },
+    /// It was away, or is a copy of what was there.
+    #[error("the repository at {} was away or exchanged for a copy: its history is read again", folder.display())]
+    Returned {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The identity cannot be understood.
+    #[error("{}: {source}; put back the repository's own file 'identity', nothing is stored without it", file.display())]
+    Identity {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: ObjectError,
     },
     /// A key that no code of ours may build.
     #[error("{key:?} is not a key of a repository")]

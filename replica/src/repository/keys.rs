@@ -1,6 +1,8 @@
 //! Keys of a repository, and nothing else builds one.
 //!
 //! ```text
+//! afterimage-repository                       version of these keys
+//! identity                                    which repository this is
 //! names/NAME                                  binding of a group's name to UUID and certificate
 //! groups/UUID/manifests/00000000000000000001  numbered manifests
 //! groups/UUID/segments/0000000001/00000000000000000001
@@ -13,6 +15,12 @@ use afterimage_format::ids::{Epoch, GroupId};
 use afterimage_format::names::{self, NameError};
 
 use super::RepositoryError;
+
+/// Marker of a repository: version of the key scheme.
+pub const MARKER: &str = "afterimage-repository";
+
+/// Key of the repository's identity.
+pub const IDENTITY: &str = "identity";
 
 /// Folder of the name bindings.
 pub const NAMES: &str = "names";

@@ -13,11 +13,14 @@ mod directories;
 mod error;
 pub mod keys;
 mod open;
+mod root;
 
 #[cfg(test)]
 mod durability_tests;
 #[cfg(test)]
 mod probe_tests;
+#[cfg(test)]
+mod root_tests;
 #[cfg(test)]
 mod tests;
 
@@ -30,8 +33,10 @@ use object_store::{
     GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
 };
 
-use directories::Directories;
+use afterimage_format::ids::RepositoryId;
+use afterimage_format::manifest::RepositoryIdentity;
 pub use error::RepositoryError;
+use root::Root;
 
 /// What became of a [`Repository::create`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,9 +50,17 @@ pub enum Created {
 /// A folder or bucket of groups. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    store: Arc<dyn ObjectStore>,
-    directories: Option<Arc<Directories>>,
+    kept: Kept,
     url: Arc<str>,
+}
+
+/// What is behind it.
+#[derive(Debug, Clone)]
+enum Kept {
+    /// A bucket, or a store of the tests.
+    Store(Arc<dyn ObjectStore>),
+    /// A folder, which may not be there.
+    Folder(Arc<Root>),
 }
 
 impl Repository {
@@ -56,8 +69,7 @@ impl Repository {
     #[must_use]
     pub fn on(store: Arc<dyn ObjectStore>, url: &str) -> Self {
         Self {
-            store,
-            directories: None,
+            kept: Kept::Store(store),
             url: url.into(),
         }
     }
@@ -74,22 +86,76 @@ impl Repository {
         &self.url
     }
 
+    /// Looks whether it is there before anything is built on it. A folder without an identity
+    /// passes: nobody stored anything in it.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Gone`] or [`RepositoryError::Another`].
+    pub async fn attend(&self) -> Result<(), RepositoryError> {
+        match &self.kept {
+            Kept::Store(_) => Ok(()),
+            Kept::Folder(root) => aside(root, Root::attend).await.map(|_| ()),
+        }
+    }
+
+    /// Changes when a copy of it came in its place: what was read before does not count any longer.
+    #[must_use]
+    pub fn turn(&self) -> u64 {
+        match &self.kept {
+            Kept::Store(_) => 0,
+            Kept::Folder(root) => root.turn(),
+        }
+    }
+
     /// Creates `key` with `bytes`. This is every commit of this crate.
     ///
     /// A store may fail after it has created the object (an answer lost, a directory sync failed),
-    /// so every failure is followed by a look at the key.
+    /// so every failure is followed by a look at the key. The first object of all is the
+    /// repository's identity; from then on it must be there before and after.
     ///
     /// # Errors
     /// The object is not known to be durable; it may exist. The caller must not acknowledge and
     /// must look again before it goes on.
     pub async fn create(&self, key: &str, bytes: Bytes) -> Result<Created, RepositoryError> {
+        let Kept::Folder(root) = &self.kept else {
+            return self.create_here(key, bytes).await;
+        };
+        keys::check(key)?;
+        if !aside(root, Root::check).await? {
+            self.establish().await?;
+        }
+        let created = self.create_here(key, bytes).await;
+        // It may have gone in between, and the object with it.
+        aside(root, Root::check).await?;
+        created
+    }
+
+    /// Stores identity and marker: from now on this is a repository.
+    async fn establish(&self) -> Result<(), RepositoryError> {
+        if let Kept::Folder(root) = &self.kept {
+            aside(root, |root| root.make().map(|_| ())).await?;
+        }
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let identity = RepositoryIdentity {
+            repository: RepositoryId::from_bytes(uuid::Uuid::new_v4().into_bytes()),
+            created_ns: now.map_or(0, |now| now.as_nanos() as u64),
+        };
+        // Whoever was first: the identity that is there counts.
+        self.create_here(keys::IDENTITY, identity.encode().into())
+            .await?;
+        self.create_here(keys::MARKER, Bytes::from_static(open::MARKER_CONTENT))
+            .await?;
+        self.attend().await
+    }
+
+    async fn create_here(&self, key: &str, bytes: Bytes) -> Result<Created, RepositoryError> {
         let path = self.path(key)?;
+        let store = self.store(key)?;
         let options = PutOptions {
             mode: PutMode::Create,
             ..PutOptions::default()
         };
-        let put = self
-            .store
+        let put = store
             .put_opts(&path, PutPayload::from(bytes.clone()), options)
             .await;
         let failure = match put {
@@ -109,7 +175,7 @@ impl Repository {
             return Ok(Created::Taken(found));
         }
         if !matches!(failure, object_store::Error::AlreadyExists { .. })
-            && self.directories.is_some()
+            && matches!(self.kept, Kept::Folder(_))
         {
             // A sync failed on the way. A second sync of the same pages may succeed without having
             // written them, so the same bytes are written anew, under the same name.
@@ -117,7 +183,7 @@ impl Repository {
                 mode: PutMode::Overwrite,
                 ..PutOptions::default()
             };
-            self.store
+            store
                 .put_opts(&path, PutPayload::from(bytes), options)
                 .await
                 .map_err(|source| RepositoryError::store(self, key, "write again", source))?;
@@ -132,7 +198,8 @@ impl Repository {
     /// [`RepositoryError::NotFound`] when the key does not exist, else what the store said.
     pub async fn get(&self, key: &str) -> Result<Bytes, RepositoryError> {
         let path = self.path(key)?;
-        let read = async { self.store.get(&path).await?.bytes().await };
+        let store = self.store(key)?;
+        let read = async { store.get(&path).await?.bytes().await };
         read.await
             .map_err(|source| RepositoryError::store(self, key, "read", source))
     }
@@ -143,7 +210,7 @@ impl Repository {
     /// As [`Repository::get`].
     pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, RepositoryError> {
         let path = self.path(key)?;
-        self.store
+        self.store(key)?
             .get_range(&path, range)
             .await
             .map_err(|source| RepositoryError::store(self, key, "read", source))
@@ -159,12 +226,13 @@ impl Repository {
         length: u64,
     ) -> Result<(Bytes, u64), RepositoryError> {
         let path = self.path(key)?;
+        let store = self.store(key)?;
         let read = async {
             let options = GetOptions {
                 range: Some(GetRange::Suffix(length)),
                 ..GetOptions::default()
             };
-            let result = self.store.get_opts(&path, options).await?;
+            let result = store.get_opts(&path, options).await?;
             let size = result.meta.size;
             Ok((result.bytes().await?, size))
         };
@@ -179,8 +247,11 @@ impl Repository {
     /// What the store said.
     pub async fn names_below(&self, prefix: &str) -> Result<Vec<String>, RepositoryError> {
         let path = self.path(prefix)?;
-        let listed = self
-            .store
+        let store = match self.store(prefix) {
+            Err(RepositoryError::NotFound { .. }) => return Ok(Vec::new()),
+            store => store?,
+        };
+        let listed = store
             .list_with_delimiter(Some(&path))
             .await
             .map_err(|source| RepositoryError::store(self, prefix, "list", source))?;
@@ -199,8 +270,8 @@ impl Repository {
     /// # Errors
     /// A directory could not be synced: nothing in it may be acknowledged.
     pub async fn resync(&self, key: &str) -> Result<(), RepositoryError> {
-        match &self.directories {
-            Some(directories) => directories.sync_to(key).await,
+        match self.folder()? {
+            Some(opened) => opened.directories.sync_to(key).await,
             None => Ok(()),
         }
     }
@@ -212,23 +283,44 @@ impl Repository {
         key: &str,
         bytes: Bytes,
     ) -> Result<(), object_store::Error> {
-        self.store
-            .put(&Path::from(key), PutPayload::from(bytes))
-            .await
-            .map(|_| ())
+        let store = self.store(key).expect("a folder");
+        let payload = PutPayload::from(bytes);
+        store.put(&Path::from(key), payload).await.map(|_| ())
     }
 
     /// Removes an object.
     #[cfg(test)]
     pub(crate) async fn delete_for_tests(&self, key: &str) -> Result<(), object_store::Error> {
-        self.store.delete(&Path::from(key)).await
+        let store = self.store(key).expect("a folder");
+        store.delete(&Path::from(key)).await
     }
 
     /// After a create that synced its own folder: the folders above it, once per process.
     async fn settle(&self, key: &str) -> Result<(), RepositoryError> {
-        match &self.directories {
-            Some(directories) => directories.sync_once(key).await,
+        match self.folder()? {
+            Some(opened) => opened.directories.sync_once(key).await,
             None => Ok(()),
+        }
+    }
+
+    /// The store; there is nothing in a folder that is not there.
+    fn store(&self, key: &str) -> Result<&Arc<dyn ObjectStore>, RepositoryError> {
+        match &self.kept {
+            Kept::Store(store) => Ok(store),
+            Kept::Folder(root) => match root.opened()? {
+                Some(opened) => Ok(&opened.store),
+                None => Err(RepositoryError::NotFound {
+                    url: self.url().to_owned(),
+                    key: key.to_owned(),
+                }),
+            },
+        }
+    }
+
+    fn folder(&self) -> Result<Option<&root::Opened>, RepositoryError> {
+        match &self.kept {
+            Kept::Store(_) => Ok(None),
+            Kept::Folder(root) => root.opened(),
         }
     }
 
@@ -237,5 +329,23 @@ impl Repository {
         Path::parse(key).map_err(|_| RepositoryError::BadKey {
             key: key.to_owned(),
         })
+    }
+}
+
+/// Looks at a folder where waiting for a file system holds up nobody else.
+async fn aside<T: Send + 'static>(
+    root: &Arc<Root>,
+    look: fn(&Root) -> Result<T, RepositoryError>,
+) -> Result<T, RepositoryError> {
+    let own = Arc::clone(root);
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => match runtime.spawn_blocking(move || look(&own)).await {
+            Ok(seen) => seen,
+            Err(failed) => Err(RepositoryError::Folder {
+                folder: root.folder().to_owned(),
+                source: std::io::Error::other(failed),
+            }),
+        },
+        Err(_) => look(root),
     }
 }

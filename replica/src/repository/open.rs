@@ -1,27 +1,24 @@
 //! Opening a repository by its URL.
 
 use std::fs;
-use std::io;
-use std::path::{Component, Path as FsPath, PathBuf};
+use std::path::{Component, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{
     ClientConfigKey, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
 };
 
-use super::directories::{Directories, sync_folder};
-use super::{Repository, RepositoryError, keys};
+use super::root::{Root, could_be_made};
+use super::{Kept, Repository, RepositoryError, keys};
 
-/// Marker of a repository: version of the key scheme, created at the first opening.
-const MARKER: &str = "afterimage-repository";
-const MARKER_CONTENT: &[u8] = b"afterimage repository 1\n";
+/// What the marker holds.
+pub(super) const MARKER_CONTENT: &[u8] = b"afterimage repository 1\n";
 
 /// Writers that a probe lets race for one key.
 const PROBE_WRITERS: usize = 8;
@@ -32,34 +29,22 @@ const RETRY_FOR: Duration = Duration::from_secs(20);
 const REQUEST_TIMEOUT: &str = "120 seconds";
 
 impl Repository {
-    /// Opens a repository for reading and writing: `file:///folder` (created when absent) or
-    /// `s3://bucket/prefix` (credentials, region and endpoint from the usual `AWS_…` variables).
+    /// Opens a repository for reading and writing: `file:///folder` or `s3://bucket/prefix`
+    /// (credentials, region and endpoint from the usual `AWS_…` variables).
     ///
-    /// A bucket is probed: one that lets two writers create the same key is refused.
+    /// A folder is made when the first object is stored, not before: who knows that there should
+    /// be something can still say so. A bucket is probed: one that lets two writers create the
+    /// same key is refused.
     ///
     /// # Errors
     /// Says what about the URL, folder or bucket is wrong.
     pub async fn open(url: &str) -> Result<Self, RepositoryError> {
-        let repository = if let Some(folder) = folder_of(url) {
-            let repository = Self::open_folder(&folder, url)?;
-            // A full disk can be read: nothing is written that is there.
-            if repository
-                .get(MARKER)
-                .await
-                .is_ok_and(|held| held == MARKER_CONTENT)
-            {
-                repository.resync(MARKER).await?;
-                return Ok(repository);
-            }
-            repository
-        } else {
-            let repository = open_bucket(url)?;
-            repository.probe().await?;
-            repository
-        };
-        repository
-            .create(MARKER, Bytes::from_static(MARKER_CONTENT))
-            .await?;
+        if let Some(folder) = folder_of(url) {
+            return Self::open_folder(folder, url).await;
+        }
+        let repository = open_bucket(url)?;
+        repository.probe().await?;
+        repository.establish().await?;
         Ok(repository)
     }
 
@@ -72,43 +57,51 @@ impl Repository {
             if let Err(source) = fs::read_dir(&folder) {
                 return Err(RepositoryError::Folder { folder, source });
             }
-            Self::on_folder(&folder, url)?
+            Self::on_folder(folder, url)
         } else {
             open_bucket(url)?
         };
-        repository.get(MARKER).await?;
+        repository.get(keys::MARKER).await?;
         Ok(repository)
     }
 
-    fn open_folder(folder: &FsPath, url: &str) -> Result<Self, RepositoryError> {
-        create_durably(folder).map_err(|source| RepositoryError::Folder {
-            folder: folder.to_path_buf(),
-            source,
-        })?;
-        Self::on_folder(folder, url)
+    async fn open_folder(folder: PathBuf, url: &str) -> Result<Self, RepositoryError> {
+        if let Err(source) = could_be_made(&folder) {
+            return Err(RepositoryError::Folder { folder, source });
+        }
+        let root = Arc::new(Root::new(folder));
+        let repository = Self {
+            kept: Kept::Folder(Arc::clone(&root)),
+            url: url.into(),
+        };
+        repository.attend().await?;
+        let marked = repository.get(keys::MARKER).await;
+        if marked.is_ok_and(|held| held == MARKER_CONTENT) {
+            repository.resync(keys::MARKER).await?;
+            if !root.is_known()
+                && let Err(error) = repository.establish().await
+            {
+                // A full disk can be read.
+                tracing::warn!(%error, repository = url, "the repository could not be given an identity");
+            }
+        } else if root.is_known() {
+            repository.establish().await?;
+        }
+        Ok(repository)
     }
 
-    fn on_folder(folder: &FsPath, url: &str) -> Result<Self, RepositoryError> {
-        let store = LocalFileSystem::new_with_prefix(folder)
-            .map_err(|source| RepositoryError::Store {
-                url: url.to_owned(),
-                key: String::new(),
-                action: "open",
-                source,
-            })?
-            .with_fsync(true);
-        let directories = Directories::new(folder.to_path_buf(), Arc::new(sync_folder));
-        Ok(Self {
-            store: Arc::new(store),
-            directories: Some(Arc::new(directories)),
+    fn on_folder(folder: PathBuf, url: &str) -> Self {
+        Self {
+            kept: Kept::Folder(Arc::new(Root::new(folder))),
             url: url.into(),
-        })
+        }
     }
 
     /// Lets several writers create one key at once: a store that agrees with two of them, or that
     /// then holds what a loser wrote, would lose segments.
     pub(super) async fn probe(&self) -> Result<(), RepositoryError> {
         let name = format!("probe-{}", uuid::Uuid::new_v4());
+        let store = self.store(&name)?;
         let key = Path::from(name.as_str());
         let put = |content: usize| {
             let options = PutOptions {
@@ -116,15 +109,14 @@ impl Repository {
                 ..PutOptions::default()
             };
             let content = Bytes::from(content.to_string());
-            self.store
-                .put_opts(&key, PutPayload::from_bytes(content), options)
+            store.put_opts(&key, PutPayload::from_bytes(content), options)
         };
         let mut outcomes = join_all((0..PROBE_WRITERS).map(put)).await;
         // At rest, too, a key that exists is taken.
         outcomes.push(put(PROBE_WRITERS).await);
         let held = self.get(&name).await;
         // A probe that stays behind harms nobody.
-        let _ = self.store.delete(&key).await;
+        let _ = store.delete(&key).await;
         let mut winners = Vec::new();
         for (writer, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
@@ -209,23 +201,4 @@ fn open_bucket(url: &str) -> Result<Repository, RepositoryError> {
         prefix => Arc::new(PrefixStore::new(store, prefix)),
     };
     Ok(Repository::on(store, url))
-}
-
-/// Creates a folder and its parents, each durable before the next.
-fn create_durably(folder: &FsPath) -> io::Result<()> {
-    if folder.is_dir() {
-        return sync_folder(folder);
-    }
-    if let Some(parent) = folder.parent() {
-        create_durably(parent)?;
-        match fs::create_dir(folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        sync_folder(parent)?;
-    }
-    if !folder.is_dir() {
-        return Err(io::ErrorKind::NotADirectory.into());
-    }
-    sync_folder(folder)
 }

@@ -64,6 +64,8 @@ pub(crate) struct Primary {
     /// First record of the last base, if it declares a gap.
     pub(crate) gap_at: Option<u64>,
     pub(crate) wall_ns: u64,
+    /// What it says to know of the replica.
+    pub(crate) acked: Cursor,
     tag: u64,
 }
 
@@ -80,6 +82,7 @@ impl Primary {
             after: BTreeMap::new(),
             gap_at: None,
             wall_ns: 1_000_000_000_000,
+            acked: Cursor::default(),
             tag: u64::from(seed) << 32,
         }
     }
@@ -102,7 +105,7 @@ impl Primary {
             epoch: self.epoch,
             log: self.log,
             demands_epoch: self.demands_epoch,
-            acked: Cursor::default(),
+            acked: self.acked,
             disks: self.disks(),
         }
     }

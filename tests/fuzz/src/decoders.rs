@@ -8,7 +8,7 @@ use afterimage_format::claim::Claim;
 use afterimage_format::frame::decode::encode_descriptor;
 use afterimage_format::frame::{Descriptor, RingDescriptor};
 use afterimage_format::ids::BLOCK_SIZE;
-use afterimage_format::manifest::{Manifest, NameBinding, Terminator};
+use afterimage_format::manifest::{Manifest, NameBinding, RepositoryIdentity, Terminator};
 use afterimage_format::nbd::option::{InfoQuery, MetaQuery, OptionHeader, text};
 use afterimage_format::nbd::reply::decode_header;
 use afterimage_format::nbd::request::RequestHeader;
@@ -248,6 +248,9 @@ fn check_manifest(data: &[u8]) {
             assert!(object.encode() == bytes, "not canonical");
         }
         if let Ok(object) = NameBinding::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
+        if let Ok(object) = RepositoryIdentity::decode(&bytes) {
             assert!(object.encode() == bytes, "not canonical");
         }
         if let Some(end) = bytes.len().checked_sub(4) {

@@ -56,6 +56,10 @@ pub enum Command {
         /// End when the process that started this one ends.
         #[arg(long, hide = true)]
         with_parent: bool,
+        /// Begin anew where a repository is lost for good: groups that were stored there are
+        /// copied again.
+        #[arg(long)]
+        accept_new_repository: bool,
         /// What the operator accepts, for all groups.
         #[command(flatten)]
         accept: Accept,

@@ -367,6 +367,7 @@ fn check_groups(
             commit_interval: group.commit_interval.0,
             ack: group.ack,
             on_log_error: group.on_log_error,
+            on_backing_error: group.on_backing_error,
             pass_rate: group.pass_rate.map(|rate| rate.0),
             checkpoint: group.checkpoint.clone(),
             guest,

@@ -14,7 +14,7 @@ mod reference_tests;
 mod tests;
 
 use afterimage_proxy::checkpoint::intent::AgentSpec;
-use schema::{Ack, Checkpoint, ClientTls, Group, Listener, OnLogError, Replica};
+use schema::{Ack, Checkpoint, ClientTls, Group, Listener, OnBackingError, OnLogError, Replica};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,8 @@ pub struct GroupConfig {
     pub ack: Option<Ack>,
     /// What a guest sees when the log fails.
     pub on_log_error: OnLogError,
+    /// What a guest sees while a backing fails.
+    pub on_backing_error: OnBackingError,
     /// Bytes per second of a pass.
     pub pass_rate: Option<u64>,
     /// Schedule of checkpoints.

@@ -310,6 +310,9 @@ pub struct Group {
     /// What a guest sees when the log fails.
     #[serde(default)]
     pub on_log_error: OnLogError,
+    /// What a guest sees while a disk's backing fails.
+    #[serde(default)]
+    pub on_backing_error: OnBackingError,
     /// Most bytes per second that a pass reads.
     pub pass_rate: Option<Size>,
     /// Checkpoints at set times.
@@ -362,6 +365,17 @@ pub enum OnLogError {
     Fail,
     /// The guest goes on without replication, after a durable marker forbade a replay.
     Detach,
+}
+
+/// `on_backing_error`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBackingError {
+    /// Nothing while the log has room.
+    #[default]
+    Retry,
+    /// Writes fail until it works again.
+    Fail,
 }
 
 /// `[group.checkpoint]`

@@ -87,7 +87,7 @@ impl Served {
             size: disk.size,
             read_only: false,
             rotational: disk.rotates,
-            has_dirty: false,
+            has_dirty: !group.targets.is_empty(),
             target: Target::Disk {
                 group: group.handle.identity().group,
                 disk: disk.index,

@@ -18,7 +18,7 @@ use afterimage_proxy::engine::recovery::rewrite::Rewritten;
 use afterimage_proxy::engine::recovery::{
     Accepted, LastWrite, RecoveryError, RecoveryReport, recover,
 };
-use afterimage_proxy::engine::{Ack, EngineConfig, OnLogError};
+use afterimage_proxy::engine::{Ack, EngineConfig, OnBackingError, OnLogError};
 use afterimage_proxy::io::storage::UringStorage;
 use afterimage_proxy::io::uring::{Uring, UringError};
 use afterimage_proxy::ship::Tuning;
@@ -309,6 +309,10 @@ fn engine_config(group: &GroupConfig) -> EngineConfig {
         on_log_error: match group.on_log_error {
             schema::OnLogError::Fail => OnLogError::Fail,
             schema::OnLogError::Detach => OnLogError::Detach,
+        },
+        on_backing_error: match group.on_backing_error {
+            schema::OnBackingError::Retry => OnBackingError::Retry,
+            schema::OnBackingError::Fail => OnBackingError::Fail,
         },
         commit_interval_ns: group.commit_interval.as_nanos() as u64,
         ..EngineConfig::default()

@@ -60,7 +60,12 @@ const RATE_EVERY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Nothing could be started, or a clean end failed.
-pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<()> {
+pub fn run(
+    config: Config,
+    accept: Accept,
+    accept_new_repository: bool,
+    with_parent: bool,
+) -> anyhow::Result<()> {
     if with_parent {
         set_parent_process_death_signal(Some(Signal::TERM))?;
     }
@@ -71,7 +76,13 @@ pub fn run(config: Config, accept: Accept, with_parent: bool) -> anyhow::Result<
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(serve(Arc::new(config), accept, passed, filter));
+    let ended = runtime.block_on(serve(
+        Arc::new(config),
+        accept,
+        accept_new_repository,
+        passed,
+        filter,
+    ));
     // Whoever still waits for a disk that does not answer is not waited for.
     runtime.shutdown_background();
     ended
@@ -109,6 +120,7 @@ fn init_tracing(log_level: &str) -> LogFilter {
 async fn serve(
     config: Arc<Config>,
     accept: Accept,
+    accept_new_repository: bool,
     passed: Passed,
     filter: LogFilter,
 ) -> anyhow::Result<()> {
@@ -120,7 +132,7 @@ async fn serve(
     guest::thaw_left_frozen(&config);
     http::make_folders(&config)?;
     let listeners = listeners::bind(&config, passed)?;
-    let receivers = Receivers::open(&config).await?;
+    let receivers = Receivers::open(&config, accept_new_repository).await?;
     let stop = CancellationToken::new();
     let replica = match (&config.replica, receivers.of_replica(&config)) {
         (Some(replica), Some(place)) => {

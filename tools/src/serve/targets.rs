@@ -74,14 +74,14 @@ impl Receivers {
     ///
     /// # Errors
     /// Names a repository that cannot be used as it is configured.
-    pub(super) async fn open(config: &Config) -> Result<Self, TargetError> {
+    pub(super) async fn open(config: &Config, accepts_loss: bool) -> Result<Self, TargetError> {
         let sinks = config.groups.iter().flat_map(|group| &group.to);
         let replica = config.replica.as_ref().map(|r| r.repository.get_ref());
         let urls = sinks.map(|sink| &sink.url).chain(replica);
         let names = urls.filter(|url| !matches!(url, Target::Replica { .. }));
         let names: HashSet<String> = names.map(ToString::to_string).collect();
         let places = names.into_iter().map(|url| {
-            let place = Arc::new(Place::new(&url));
+            let place = Arc::new(Place::new(&url, accepts_loss));
             (url, place)
         });
         let places: HashMap<String, Arc<Place>> = places.collect();

@@ -2,7 +2,7 @@
 
 use super::rig::{BLOCK, Geometry, Rig, disk_name, sink};
 use crate::engine::request::RequestError;
-use crate::engine::{DirtyChange, EngineConfig, EngineEvent, Ticket};
+use crate::engine::{DirtyChange, EngineConfig, EngineEvent, OnBackingError, Ticket};
 use crate::io::sim::{FaultKind, SimRng};
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
@@ -157,6 +157,53 @@ fn a_backing_that_never_syncs_is_told_to_the_guest() {
     }
     assert!(refused, "the guest is never told");
     assert_eq!(told(&rig), (1, 0));
+}
+
+/// `on_backing_error`: with `retry` the guest notices nothing while there is room; with `fail` it is
+/// told at once, nothing that was answered is lost, and it goes on by itself.
+#[test]
+fn a_failing_backing_is_told_to_the_guest_at_once_if_that_is_wanted() {
+    for (policy, errno, expected) in [
+        (OnBackingError::Retry, EIO, Ok(())),
+        (OnBackingError::Fail, EIO, Err(RequestError::Io)),
+        (OnBackingError::Fail, ENOSPC, Err(RequestError::NoSpace)),
+    ] {
+        let config = EngineConfig {
+            on_backing_error: policy,
+            destage_age_ns: 1_000_000,
+            backing_retry_ns: 50_000_000,
+            backing_retry_max_ns: 50_000_000,
+            ..EngineConfig::default()
+        };
+        let mut rig = Rig::new(
+            25,
+            Geometry {
+                config,
+                ..Geometry::default()
+            },
+        );
+        rig.world.fail_once(&disk_name(0), FaultKind::Write, errno);
+        put(&mut rig, 0, 0, &[1; BLOCK_SIZE]);
+        while rig.engine().status().backing_errno == 0 {
+            rig.turn();
+        }
+        let id = rig.write(0, BLOCK, &[2; BLOCK_SIZE], false);
+        let seen = rig.wait(id).expect("alive").map(|_| ());
+        assert_eq!(seen, expected, "{policy:?} {errno}");
+        let flushed = rig.flush();
+        rig.wait(flushed).expect("alive").expect("flushed");
+        while rig.engine().status().backing_errno != 0 {
+            rig.turn();
+        }
+        put(&mut rig, 0, BLOCK, &[3; BLOCK_SIZE]);
+        rig.drain();
+        for (at, fill) in [(0, 1), (1, 3)] {
+            let block = rig
+                .world
+                .read_durable(&disk_name(0), at * BLOCK, BLOCK_SIZE);
+            assert!(block == [fill; BLOCK_SIZE], "{policy:?}: block {at}");
+        }
+    }
 }
 
 /// A failed sync may take with it what was written since the last good one, and readers beside it

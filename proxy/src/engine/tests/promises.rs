@@ -1,7 +1,7 @@
 //! One test for each promise that the random runs would not show by name.
 
 use super::rig::{BLOCK, Geometry, Rig, disk_name, sink};
-use crate::engine::request::{ReplyBody, Request, RequestError, RequestId};
+use crate::engine::request::{Extent, ReplyBody, Request, RequestError, RequestId};
 use crate::engine::{DirtyChange, EngineConfig, EngineEvent, EventRecord, OnLogError, Ticket};
 use crate::io::sim::FaultKind;
 use afterimage_format::chain::RecordChain;
@@ -328,10 +328,7 @@ fn two_writes_to_sectors_of_one_block_both_stay() {
     assert!(data[1024..1536].iter().all(|b| *b == 2));
 }
 
-#[test]
-fn block_status_knows_ring_and_backing() {
-    let mut rig = Rig::new(12, Geometry::default());
-    write_ok(&mut rig, 0, 2 * BLOCK, &block(1));
+fn extents(rig: &mut Rig) -> Vec<Extent> {
     let now = rig.now();
     rig.engine().submit(
         now,
@@ -348,11 +345,52 @@ fn block_status_knows_ring_and_backing() {
     let Some(Ok(ReplyBody::Extents(extents))) = replies.pop().map(|reply| reply.result) else {
         panic!("no extents");
     };
+    extents
+}
+
+#[test]
+fn block_status_knows_ring_and_backing() {
+    let mut rig = Rig::new(12, Geometry::default());
+    write_ok(&mut rig, 0, 2 * BLOCK, &block(1));
+    let extents = extents(&mut rig);
     let seen: Vec<_> = extents.iter().map(|e| (e.len / BLOCK, e.zero)).collect();
     assert!(
         seen == [(2, true), (1, false), (1, true)] || seen == [(4, false)],
         "{seen:?}"
     );
+}
+
+#[test]
+fn a_disk_is_dirty_until_every_sink_has_all_of_it() {
+    let geometry = Geometry {
+        sinks: 2,
+        ..Geometry::default()
+    };
+    let mut rig = Rig::new(26, geometry);
+    let dirty = |rig: &mut Rig| {
+        let extents = extents(rig);
+        let all: Vec<_> = extents.iter().map(|extent| extent.dirty).collect();
+        assert!(all.iter().all(|one| *one == all[0]), "{all:?}");
+        all[0]
+    };
+    write_ok(&mut rig, 0, 0, &block(1));
+    for number in 0..2 {
+        rig.engine()
+            .sink_acked(sink(number), Lsn(1), RecordChain::BASE);
+        assert!(dirty(&mut rig), "without a complete base");
+    }
+    for number in 0..2 {
+        assert!(dirty(&mut rig), "while one has none");
+        let committed = DirtyChange::PassCommitted { begin: Lsn(1) };
+        rig.engine().sink_dirty(Ticket(1), sink(number), committed);
+    }
+    assert!(!dirty(&mut rig), "both have all");
+    write_ok(&mut rig, 0, BLOCK, &block(2));
+    assert!(dirty(&mut rig), "both lack the last write");
+    rig.engine().sink_acked(sink(0), Lsn(2), RecordChain::BASE);
+    assert!(dirty(&mut rig), "one lacks it");
+    rig.engine().sink_acked(sink(1), Lsn(2), RecordChain::BASE);
+    assert!(!dirty(&mut rig), "both have it");
 }
 
 /// Found by the simulation: what a sink acknowledged at the last moment moved the tail once more,

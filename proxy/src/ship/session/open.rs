@@ -60,7 +60,12 @@ pub(super) async fn open(
             epoch,
             log: identity.log,
             demands_epoch,
-            acked: stored,
+            // A new epoch from another sink does not make this one new.
+            acked: if stored.lsn == Lsn::ZERO {
+                record.acked
+            } else {
+                stored
+            },
             disks: identity.disks.clone(),
         };
         let reply = connection.hello(hello).await;

@@ -265,3 +265,29 @@ fn a_sink_with_more_epochs_gives_another_at_first_contact() {
         );
     });
 }
+
+/// The repository is not mounted, or is another one: history does not silently begin anew there.
+#[test]
+fn a_group_that_was_stored_here_does_not_begin_anew_in_an_empty_repository() {
+    block_on(async {
+        let receiver = Receiver::new(Repository::in_memory());
+        let (mut primary, mut session) = base(&receiver, 1).await;
+        primary.acked = session.resume().cursor;
+        let at = primary.write(0, 1, 1);
+        session.give(primary.segment(at, at)).await.expect("stored");
+
+        let empty = Repository::in_memory();
+        let refused = primary.connect(&Receiver::new(empty.clone())).await;
+        let refused = refused.map(|_| ()).expect_err("lost");
+        assert!(matches!(refused, IngestError::Lost { .. }), "{refused}");
+        assert!(refused.to_string().contains("--accept-new-repository"));
+        assert_eq!(Group::names(&empty).await.expect("listed").len(), 0);
+
+        let accepting = Receiver::new(empty.clone()).accepting_loss(true);
+        let (_, resume) = primary.connect(&accepting).await.expect("a session");
+        assert_eq!(resume.cursor.lsn, Lsn::ZERO);
+        // Where it is found it goes on.
+        let (_, resume) = primary.connect(&receiver).await.expect("a session");
+        assert_eq!(resume.cursor.lsn, Lsn(at));
+    });
+}

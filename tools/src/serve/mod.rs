@@ -5,6 +5,7 @@
 //! SIGTERM: no more clients, every group drained into its disks, a last chance for shipping, disks
 //! marked clean. A kill needs none of that: the next start recovers.
 
+mod abandon;
 mod control;
 mod exports;
 pub mod group;
@@ -19,6 +20,7 @@ mod report;
 mod targets;
 
 use afterimage_proxy::engine::recovery::Accepted;
+use afterimage_proxy::engine::recovery::claims::Left;
 use afterimage_proxy::nbd::export::Exports;
 use afterimage_proxy::nbd::listener::Attach;
 use afterimage_proxy::worker::ProxyHandle;
@@ -156,7 +158,7 @@ async fn serve(
     served.stop();
     stop.cancel();
     rates.abort();
-    let clean = end_groups(&config, &served).await;
+    let clean = end_groups(&served).await;
     drop(http);
     // A next daemon replaces it anyway; nobody should find a dead one meanwhile.
     std::fs::remove_file(&config.api_socket).ok();
@@ -224,23 +226,20 @@ async fn start_group(
 }
 
 /// Drains every group; false if one could not be left clean.
-async fn end_groups(config: &Arc<Config>, served: &Served) -> bool {
-    let ends = served
-        .groups()
-        .into_iter()
-        .map(|running| end_group(config, running));
+async fn end_groups(served: &Served) -> bool {
+    let ends = served.groups().into_iter().map(end_group);
     futures::future::join_all(ends)
         .await
         .into_iter()
         .all(|clean| clean)
 }
 
-async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
+async fn end_group(running: Arc<Running>) -> bool {
     let name = running.config.name.clone();
     running.targets.iter().for_each(TargetTask::hurry);
     if let Err(error) = running.handle.drain().await {
         tracing::error!(group = %name, %error, "not drained; the next start recovers it");
-        running.end().await.ok();
+        drop(running.close().await);
         return false;
     }
     // What the replica lacks stays in the log; a moment more often spares the gap.
@@ -248,12 +247,18 @@ async fn end_group(config: &Arc<Config>, running: Arc<Running>) -> bool {
     if !matches!(shipped, Ok(true)) {
         tracing::info!(group = %name, "ends with unshipped records in the log");
     }
-    running.end().await.ok();
-    let (config, group) = (Arc::clone(config), running.config.clone());
-    let left = tokio::task::spawn_blocking(move || group::leave_clean(&config, &group)).await;
+    let Some(files) = running.close().await else {
+        tracing::error!(group = %name, "ended, but its disks could not be marked as clean: its worker was gone");
+        return false;
+    };
+    let left = tokio::task::spawn_blocking(move || running.leave_clean(files)).await;
     match left {
-        Ok(Ok(())) => {
+        Ok(Ok(Left::AsMeant)) => {
             tracing::info!(group = %name, "ended clean");
+            true
+        }
+        Ok(Ok(Left::Abandoned)) => {
+            tracing::warn!(group = %name, "ended without its log, which failed: the disks are complete; move the log away, the next start makes a new one");
             true
         }
         Ok(Err(error)) => {

@@ -5,10 +5,11 @@ frames soon are and everything else is not.
 """
 
 import resource
+import threading
 
 from harness.model import same_content
 from harness.nbd_client import FLUSH, WRITE, Connection
-from harness.process import expect, expect_equal, run, say, scratch
+from harness.process import expect, expect_equal, run, say, scratch, wait_until
 from harness.server import Afterimage, binary
 
 MIB = 1 << 20
@@ -38,16 +39,35 @@ def fill(client, content, number, at, length=64 << 10):
 
 
 def broken(server):
-    """Lets the log go past the limit, then fail. Returns a client and what was answered."""
-    content = bytearray(DISK)
+    """Lets the log go past the limit, then fail. Returns a client and what was answered.
+
+    The writes after the limit begin with the block that was flushed last: the disk lacks it still, and
+    what was written over it never becomes durable.
+    """
+    content = flushed(server)
     client = Connection(server.socket).open_export("vm1/vda")
-    for number in range(16 * 16):
-        expect_equal(fill(client, content, number, number * (64 << 10) % DISK), 0, "write")
-    expect_equal(client.call(FLUSH), 0, "flush")
     file_limit(server.child.pid, LIMIT)
     for number in range(24):
-        fill(client, content, 100 + number, (number * 5 % 64) * (64 << 10))
+        fill(client, content, 100 + number, (63 - number) * (64 << 10))
     return client, content
+
+
+def flushed(server, content=None):
+    """Writes until the log is past the limit, flushes. Returns what the disk holds."""
+    content = content or bytearray(DISK)
+    with Connection(server.socket).open_export("vm1/vda") as client:
+        for number in range(16 * 16):
+            expect_equal(fill(client, content, number, number * (64 << 10) % DISK), 0, "write")
+        expect_equal(client.call(FLUSH), 0, "flush")
+    return content
+
+
+def flush_or_end(client):
+    """Waits for the answer to a flush, or for the end of the server."""
+    try:
+        client.call(FLUSH)
+    except (OSError, EOFError, AssertionError):
+        pass
 
 
 def read_all(server):
@@ -111,7 +131,8 @@ with scratch() as folder:
     with server_of(folder, "term") as server:
         client, content = broken(server)
         client.close()
-        expect(server.child.terminate() != 0, "an end that could not drain says so")
+        expect_equal(server.group_status()["state"], "failed", "state")
+        expect_equal(server.child.terminate(), 1, "an end that could not drain says so, and comes")
         server.start()
         check(server, content, "after SIGTERM")
 
@@ -172,4 +193,52 @@ with scratch() as folder:
         server.start()
         expect(server.group_status()["verify_due"], "a verify is due")
         check(server, content, "with a new log")
+        server.stop()
+        same_content("the disk after a clean stop", server.backing(), bytes(content))
+
+    # The same, ended in order: the disk stays without the log that failed.
+    with server_of(folder, "detach-term", group_lines='on_log_error = "detach"') as server:
+        client, content = broken(server)
+        expect_equal(client.call(FLUSH), 0, "flush goes to the disk itself")
+        expect_equal(fill(client, content, 7, 5 << 16), 0, "write")
+        client.close()
+        expect_equal(server.child.terminate(), 0, "all is in the disk")
+        said = server.start_refused()
+        expect("must not be replayed" in said, f"the old log is refused:\n{said[-3000:]}")
+        same_content("the disk after the refusal", server.backing(), bytes(content))
+
+    # The marker cannot be stored: the guest waits, the state says why, and it is tried again.
+    with server_of(folder, "marker", group_lines='on_log_error = "detach"') as server:
+        content = flushed(server)
+        marker = server.backing().with_name(server.backing().name + ".afterimage")
+        aside = marker.with_suffix(".aside")
+        for comes_back in [True, False]:
+            marker.rename(aside)
+            file_limit(server.child.pid, LIMIT)
+            client = Connection(server.socket).open_export("vm1/vda")
+            expect_equal(fill(client, content, 31, 63 << 16), 0, "the last write that the ring takes")
+            waiting = threading.Thread(target=flush_or_end, args=(client,), daemon=True)
+            waiting.start()
+            wait_until(lambda: "markers" in (server.group_status().get("reason") or ""), "the state says why")
+            expect_equal(server.group_status()["state"], "failed", "state")
+            expect(waiting.is_alive(), "the guest waits")
+            expect(read_all(server) == bytes(content), "reads go on")
+            if comes_back:
+                aside.rename(marker)
+                waiting.join(60)
+                expect(not waiting.is_alive(), "the flush is answered")
+                expect_equal(server.group_status()["state"], "degraded", "state")
+                server.kill()
+                same_content("the disk", server.backing(), bytes(content))
+                server.log_path().unlink()
+                server.start()
+                content = flushed(server, content)
+            else:
+                # Nothing came past the log: the next start goes on with a new one.
+                server.kill()
+                aside.rename(marker)
+                server.start()
+                check(server, content, "killed before the marker")
+                expect_equal(server.group_status()["state"], "running", "state")
+            client.close()
     say("no flush lied, nothing answered was lost")

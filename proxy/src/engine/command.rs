@@ -234,8 +234,11 @@ impl<S: Storage> Engine<S> {
         let Some(ticket) = self.command.drain else {
             return;
         };
-        if self.failure.log_errno != 0 && !self.failure.detached {
-            if !self.failure.detaching() && self.destage_idle() {
+        if self.failure.log_errno != 0 && !self.failure.detached() {
+            // Markers that are being stored are waited for, those that could not be are not: the
+            // successor goes on from log and ring as they are. Neither is a backing that fails.
+            let idle = self.destage_idle() || self.failure.backing_errno != 0;
+            if !self.failure.marking() && idle {
                 let error = self.failure.command_error();
                 self.events.push(EngineEvent::Failed { ticket, error });
                 self.command.drain = None;
@@ -255,7 +258,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.command.wants_clean = true;
-        if self.failure.detached || self.trim.stored_clean(self.destage.synced) {
+        if self.failure.detached() || self.trim.stored_clean(self.destage.synced) {
             self.command.wants_clean = false;
             self.command.drain = None;
             self.command.drained = true;

@@ -2,7 +2,7 @@
 //!
 //! A cursor walks over the durable records. Blocks that are still the newest version are chosen,
 //! sorted and joined; a superseded version is skipped if what supersedes it is durable, waited for
-//! otherwise (or written, when the log has no room and waiting would be for ever). A zeroing is a
+//! otherwise (or written, when waiting would be for ever: the log has no room, or has failed). A zeroing is a
 //! barrier: everything before it is in the backing first, nothing behind it goes until it is.
 //! Always holds: nothing above the log's durable LSN is chosen; never two operations in flight that
 //! overlap; every record up to `destaged` is in the backings or superseded by a durable one above;
@@ -155,7 +155,7 @@ impl Destage {
 impl<S: Storage> Engine<S> {
     /// What destage may touch: the durable records; all of them when there is no log any more.
     fn destage_bound(&self) -> Lsn {
-        if self.failure.detached {
+        if self.failure.detached() {
             self.ring.appended()
         } else {
             self.commit.durable
@@ -166,12 +166,9 @@ impl<S: Storage> Engine<S> {
         if let Some(at) = self.destage.retry.at_ns {
             return Some(at);
         }
-        if self.failure.log_errno != 0 && !self.failure.detached {
-            // What is not durable will never be; only durable records age.
-            return self.age_deadline().filter(|_| {
-                self.destage.destaged < self.commit.durable
-                    && self.destage.goal < self.commit.durable
-            });
+        if self.failure.log_errno != 0 {
+            // All that may go is on its way already.
+            return None;
         }
         self.age_deadline()
             .filter(|_| self.destage.goal <= self.destage.destaged)
@@ -199,7 +196,7 @@ impl<S: Storage> Engine<S> {
             || self.space.blocks_above(self.destage.destaged) > self.space.area_blocks() / 4 * 3;
         let all = aged
             || log_full
-            || self.failure.detached
+            || self.failure.log_errno != 0
             || self.command.draining()
             || self.writes.waits_for_room();
         if all {
@@ -287,7 +284,9 @@ impl<S: Storage> Engine<S> {
                 continue;
             }
             let superseded = newest > lsn;
-            if version.destaging || (superseded && !self.commit.blocked) {
+            // What supersedes it may never become durable.
+            let hopeless = self.commit.blocked || self.failure.log_errno != 0;
+            if version.destaging || (superseded && !hopeless) {
                 self.commit.wanted |= superseded;
                 self.destage.chosen.truncate(before);
                 return false;
@@ -440,12 +439,13 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Gives back the ring frames whose content the log has durably and the backings have.
-    fn release_frames(&mut self) {
-        let detached = self.failure.detached;
+    pub(super) fn release_frames(&mut self) {
+        // Until then a successor may have to bring them into the backings.
+        let handed_over = self.failure.handed_over();
         while let Some(frame) = self.ring.frames.front()
             && (frame.state == FrameState::Written
-                || (detached && frame.state == FrameState::Closed))
-            && (detached || frame.last_lsn() <= self.commit.durable)
+                || (handed_over && frame.state == FrameState::Closed))
+            && (handed_over || frame.last_lsn() <= self.commit.durable)
             && frame.last_lsn() <= self.destage.destaged
         {
             self.ring.release_front();
@@ -504,7 +504,7 @@ impl<S: Storage> Engine<S> {
             || (self.failure.backing_errno != 0 && destaged >= self.destage.retry.until)
             || self.destage_idle()
             || self.commit.blocked
-            || self.failure.detached
+            || self.failure.detached()
             || self.space.blocks_above(synced) > self.space.area_blocks() / 4;
         if !due {
             return;

@@ -72,8 +72,9 @@ pub enum EngineEvent {
         /// The error of the operating system.
         errno: i32,
     },
-    /// `on_log_error = "detach"`: the owner stores a durable marker beside every backing that
-    /// forbids replay of this log, then calls `detach_marked`. Writes wait until then.
+    /// `on_log_error = "detach"`: the backings have what the log has durably. The owner stores a
+    /// durable marker beside every backing that forbids replay of this log, then calls
+    /// `detach_marked`, or `detach_failed`. Writes wait until then.
     DetachWanted,
     /// A backing fails; it is tried again. The log keeps what it lacks.
     BackingFailing {

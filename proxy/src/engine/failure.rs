@@ -1,17 +1,24 @@
 //! What happens when the log or a backing fails.
 //!
 //! Always holds: the first error of the log is latched in the ring's header before anything else
-//! happens, so that a successor knows it too; from then on no FLUSH succeeds on that log. With
-//! `on_log_error = "detach"` everything that waits goes on waiting until the owner has stored a
-//! durable marker beside every backing; then the backings stand in for the log. A failing backing
-//! costs nothing that was answered: with `on_backing_error = "fail"` no more is taken until it works.
+//! happens, so that a successor knows it too; from then on no FLUSH succeeds on that log. A failing
+//! backing costs nothing that was answered: with `on_backing_error = "fail"` no more is taken until it
+//! works.
+//!
+//! With `on_log_error = "detach"` the backings come to stand in for the log, in steps ([`Detach`]).
+//! Until the last of them nothing new is answered but reads, and the ring keeps every record that
+//! the log has not durably. What a kill or a power cut leaves at each step stands in
+//! `docs/durability.md`, "After the first error of the log".
 
 use super::event::{EngineError, EngineEvent};
 use super::request::{Now, RequestError};
 use super::waiters::Waiter;
 use super::{Engine, OnBackingError, OnLogError};
 use crate::io::Storage;
-use afterimage_format::ring_header::{LatchedOperation, LogLatch, RING_LATCH_WORD};
+use afterimage_format::ids::Lsn;
+use afterimage_format::ring_header::{
+    LatchedOperation, LogLatch, RING_LATCH_WORD, RING_MAGIC_WORD,
+};
 use std::io;
 
 const EIO: i32 = 5;
@@ -23,9 +30,28 @@ pub(super) struct Failure {
     pub(super) log_errno: i32,
     /// Error of the backing that fails; 0 while all are well.
     pub(super) backing_errno: i32,
-    /// The group runs without a log.
-    pub(super) detached: bool,
-    detach_wanted: bool,
+    /// How far the group has come on its way from its log, where it may go on without one.
+    detach: Option<Detach>,
+    /// Why the markers could not be stored at the last attempt; 0 if they could.
+    pub(super) marker_errno: i32,
+    marker_wait_ns: u64,
+}
+
+/// From a log that failed to backings without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Detach {
+    /// What the log has durably is brought into the backings and synced: after the markers nobody
+    /// may read it from the log any more.
+    Settling,
+    /// The owner stores the markers.
+    Marking,
+    /// It could not; it is asked again then.
+    Retrying { at_ns: u64 },
+    /// The markers are durable. What the ring alone has, up to here, is brought into the backings;
+    /// a successor of this process would do it from the ring.
+    HandingOver { until: Lsn },
+    /// The backings have all that was answered, the ring is of no more use to a successor.
+    Done,
 }
 
 /// The number of the operating system, EIO for an error without one.
@@ -36,15 +62,38 @@ pub(super) fn errno_of(error: &io::Error) -> i32 {
 impl Failure {
     /// Whether durability can still be promised, now or later.
     pub(super) fn durability(&self) -> Result<(), RequestError> {
-        if self.log_errno != 0 && !self.detach_wanted {
+        if self.log_errno != 0 && self.detach.is_none() {
             return Err(RequestError::Io);
         }
         Ok(())
     }
 
-    /// The log has failed and its marker is not stored yet.
+    /// The log has failed and its markers are not stored yet.
     pub(super) fn detaching(&self) -> bool {
-        self.log_errno != 0 && self.detach_wanted && !self.detached
+        self.detach.is_some() && !self.detached()
+    }
+
+    /// The owner has been asked for the markers and has not answered.
+    pub(super) fn marking(&self) -> bool {
+        self.detach == Some(Detach::Marking)
+    }
+
+    /// The group runs without a log.
+    pub(super) fn detached(&self) -> bool {
+        matches!(self.detach, Some(Detach::HandingOver { .. } | Detach::Done))
+    }
+
+    /// The backings have all that was answered before the group went on without its log.
+    pub(super) fn handed_over(&self) -> bool {
+        self.detach == Some(Detach::Done)
+    }
+
+    /// When the owner is asked for the markers again.
+    pub(super) fn marker_deadline(&self) -> Option<u64> {
+        match self.detach {
+            Some(Detach::Retrying { at_ns }) => Some(at_ns),
+            _ => None,
+        }
     }
 
     /// What a write gets that the failing backing is in the way of.
@@ -89,8 +138,7 @@ impl<S: Storage> Engine<S> {
         );
         self.events.push(EngineEvent::LogFailed { errno });
         if self.config.on_log_error == OnLogError::Detach {
-            self.failure.detach_wanted = true;
-            self.events.push(EngineEvent::DetachWanted);
+            self.failure.detach = Some(Detach::Settling);
             return;
         }
         while let Some(waiter) = self.waiters.pop() {
@@ -106,15 +154,68 @@ impl<S: Storage> Engine<S> {
         self.fail_commands();
     }
 
-    /// The owner has stored, durably, that this log may never be replayed: the group goes on
-    /// without a log. Writes are answered when the backings have them durably.
+    /// The owner has stored, durably and beside every backing, that this log may never be
+    /// replayed: the group goes on without a log. Writes are answered when the backings have them
+    /// durably.
     pub fn detach_marked(&mut self, now: Now) {
         if !self.failure.detaching() {
             return;
         }
-        self.failure.detached = true;
+        self.failure.marker_errno = 0;
+        self.failure.detach = Some(Detach::HandingOver {
+            until: self.ring.appended(),
+        });
         self.fail_commands();
         self.tick(now);
+    }
+
+    /// The owner could not store the markers: it is asked again after a while. What waits goes on
+    /// waiting.
+    pub fn detach_failed(&mut self, now: Now, errno: i32) {
+        if !self.failure.marking() {
+            return;
+        }
+        let wait_ns = (self.failure.marker_wait_ns * 2).clamp(
+            self.config.backing_retry_ns,
+            self.config.backing_retry_max_ns,
+        );
+        self.failure.marker_errno = errno;
+        self.failure.marker_wait_ns = wait_ns;
+        self.failure.detach = Some(Detach::Retrying {
+            at_ns: now.monotonic_ns + wait_ns,
+        });
+        self.tick(now);
+    }
+
+    /// Takes the next step away from the log. None after the end of a drain: the successor finds
+    /// log and ring as they are.
+    pub(super) fn pump_detach(&mut self, now: Now) {
+        match self.failure.detach {
+            Some(Detach::Settling) if self.settled() => self.want_markers(),
+            Some(Detach::Retrying { at_ns }) if now.monotonic_ns >= at_ns => self.want_markers(),
+            Some(Detach::HandingOver { until }) if self.destage.synced >= until => {
+                // Before the first frame is given away: from here on the backings are newer than
+                // what a successor would bring them from the ring.
+                self.storage.ring_store(RING_MAGIC_WORD, 0);
+                self.failure.detach = Some(Detach::Done);
+                self.release_frames();
+                self.release_waiters();
+            }
+            _ => {}
+        }
+    }
+
+    fn want_markers(&mut self) {
+        if self.command.draining() {
+            return;
+        }
+        self.failure.detach = Some(Detach::Marking);
+        self.events.push(EngineEvent::DetachWanted);
+    }
+
+    /// The backings have, durably, all that the log has durably.
+    fn settled(&self) -> bool {
+        self.destage.synced >= self.commit.durable
     }
 
     /// Why a write that finds no room will not get any, if that is so.

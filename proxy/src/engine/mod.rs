@@ -229,6 +229,7 @@ impl<S: Storage> Engine<S> {
             self.pump_backing_sync(now);
             self.pump_commit(now);
             self.pump_trim();
+            self.pump_detach(now);
             if self.progress_mark() == before {
                 break;
             }
@@ -239,10 +240,14 @@ impl<S: Storage> Engine<S> {
     /// Monotonic time at which [`Engine::tick`] has something to do without any news.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        [self.commit_deadline(), self.destage_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.commit_deadline(),
+            self.destage_deadline(),
+            self.failure.marker_deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Moves the answers that are there to the end of `replies`.
@@ -318,21 +323,26 @@ impl<S: Storage> Engine<S> {
             waiting_bytes: self.writes.waiting_bytes as u64,
             log_errno: self.failure.log_errno,
             backing_errno: self.failure.backing_errno,
-            detached: self.failure.detached,
+            detaching: self.failure.detaching(),
+            marker_errno: self.failure.marker_errno,
+            detached: self.failure.detached(),
             ..self.status
         }
     }
 
     /// Changes with whatever one part of a tick may have done for another.
-    fn progress_mark(&self) -> (u32, Lsn, Lsn, bool, bool, bool, bool) {
+    fn progress_mark(&self) -> (u32, Lsn, Lsn, [bool; 5]) {
         (
             self.ring.used_blocks(),
             self.destage.destaged,
             self.destage.synced,
-            self.commit.blocked,
-            self.commit.wanted,
-            self.redo.is_some(),
-            self.command.wants_clean(),
+            [
+                self.commit.blocked,
+                self.commit.wanted,
+                self.redo.is_some(),
+                self.command.wants_clean(),
+                self.failure.handed_over(),
+            ],
         )
     }
 
@@ -368,7 +378,7 @@ impl<S: Storage> Engine<S> {
 
     /// Everything up to here survives a power cut.
     fn stable(&self) -> Lsn {
-        if self.failure.detached {
+        if self.failure.handed_over() {
             self.destage.synced
         } else {
             self.commit.durable
@@ -376,7 +386,7 @@ impl<S: Storage> Engine<S> {
     }
 
     fn release_waiters(&mut self) {
-        if self.failure.log_errno != 0 && !self.failure.detached {
+        if self.failure.log_errno != 0 && !self.failure.handed_over() {
             return;
         }
         let stable = self.stable();

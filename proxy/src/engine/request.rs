@@ -200,6 +200,10 @@ pub struct EngineStatus {
     pub log_errno: i32,
     /// Error of a failing backing, 0 for none.
     pub backing_errno: i32,
+    /// The log failed and `on_log_error = "detach"` is being carried out: all but reads waits.
+    pub detaching: bool,
+    /// Why the markers for that could not be stored at the last attempt, 0 for none.
+    pub marker_errno: i32,
     /// The group runs without a log since `on_log_error = "detach"`.
     pub detached: bool,
     /// Bytes of payload written by clients.

@@ -308,7 +308,7 @@ impl<S: Storage> Engine<S> {
 
     /// All of a write is in the ring.
     fn answer_write(&mut self, id: RequestId, last: Lsn, fua: bool) {
-        let durable = fua || self.config.ack == Ack::Durable || self.failure.detached;
+        let durable = fua || self.config.ack == Ack::Durable || self.failure.detached();
         if durable && last > self.stable() {
             // Waiters stand in the order of LSNs: other parts may have come in since.
             self.waiters.push(self.ring.appended(), Waiter::Request(id));

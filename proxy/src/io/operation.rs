@@ -2,6 +2,10 @@
 //! means for it.
 #![expect(unsafe_code, reason = "addresses within buffers that the slot owns")]
 
+#[cfg(test)]
+#[path = "operation_tests.rs"]
+mod tests;
+
 use super::buffer::AlignedBuffer;
 use super::file::{StorageFile, ZeroMethod};
 use super::mapping::RingMapping;

@@ -8,7 +8,7 @@ use crate::engine::request::{LogProgress, Now, PassRead, Reply};
 use crate::engine::{Engine, Ticket};
 use crate::io::Completion;
 use crate::io::Storage;
-use crate::io::storage::UringStorage;
+use crate::io::storage::{StorageParts, UringStorage};
 use crate::nbd::budget::PayloadBudget;
 use crate::ship::port::{PortError, SinkRecord};
 use afterimage_format::ids::{DiskIndex, Lsn};
@@ -17,6 +17,9 @@ use afterimage_format::superblock::SinkState;
 use afterimage_format::wire::Cursor;
 use slab::Slab;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// Stands for an error without a number.
+const EIO: i32 = 5;
 
 /// Who waits for an event of the engine.
 enum Waiting {
@@ -46,8 +49,8 @@ pub(super) struct Group {
     pub(super) quiescing: Vec<Quiescing>,
     pub(super) touched: bool,
     pub(super) durations: Durations,
-    /// Answered when the group is gone.
-    pub(super) removing: Option<oneshot::Sender<()>>,
+    /// Answered with its files when the group is gone.
+    pub(super) removing: Option<oneshot::Sender<Option<StorageParts>>>,
     waiting: Slab<Waiting>,
     progress: watch::Sender<LogProgress>,
     events: mpsc::UnboundedSender<GroupEvent>,
@@ -193,6 +196,7 @@ impl Group {
                 self.engine.detach_marked(now);
                 let _ = self.events.send(GroupEvent::Detached);
             }
+            Command::DetachFailed { errno } => self.engine.detach_failed(now, errno),
             Command::Drain { reply } => {
                 let ticket = self.wait_for(Waiting::Drained(reply));
                 self.engine.drain(ticket);
@@ -318,16 +322,23 @@ impl Group {
         let (postbox, key, name) = (self.postbox.clone(), self.key, self.name.clone());
         let marking = std::thread::Builder::new()
             .name("detach-marker".to_owned())
-            .spawn(move || match marker() {
-                Ok(()) => {
-                    let _ = postbox.send(Message::Group(key, Command::DetachMarked));
-                }
-                Err(error) => {
-                    tracing::error!(group = %name, %error, "cannot store the detach marker");
-                }
+            .spawn(move || {
+                let command = match marker() {
+                    Ok(()) => Command::DetachMarked,
+                    Err(error) => marker_failed(&name, &error),
+                };
+                let _ = postbox.send(Message::Group(key, command));
             });
         if let Err(error) = marking {
-            tracing::error!(group = %self.name, %error, "cannot store the detach marker");
+            let command = marker_failed(&self.name, &error);
+            let _ = self.postbox.send(Message::Group(self.key, command));
         }
+    }
+}
+
+fn marker_failed(group: &str, error: &std::io::Error) -> Command {
+    tracing::error!(%group, %error, "cannot store the markers that the guest may go on without its log; tried again");
+    Command::DetachFailed {
+        errno: error.raw_os_error().unwrap_or(EIO),
     }
 }

@@ -181,11 +181,11 @@ impl GroupHandle {
         drained.unwrap_or(Err(EngineError::ShuttingDown))
     }
 
-    /// Ends the connections and the group, drained or not. Returns when its files are closed and
-    /// unlocked.
-    pub async fn remove(&self) {
-        // Gone already: nothing to do.
-        let _ = self.ask(|reply| Command::Remove { reply }).await;
+    /// Ends the connections and the group, drained or not. Returns its ring and files when nothing
+    /// is in flight any more: open and locked until they are dropped. `None` if it was gone already.
+    #[must_use = "the files are unlocked when this is dropped"]
+    pub async fn remove(&self) -> Option<StorageParts> {
+        self.ask(|reply| Command::Remove { reply }).await?
     }
 }
 

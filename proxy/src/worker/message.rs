@@ -63,7 +63,7 @@ pub struct GroupSnapshot {
 }
 
 /// Stores a durable marker beside every backing that forbids replay of the group's log. Runs on a
-/// thread of its own.
+/// thread of its own; after an error it is run again, later.
 pub type DetachMarker = Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>;
 
 /// A recovered group on its way to a worker.
@@ -149,15 +149,20 @@ pub(super) enum Command {
     Snapshot {
         reply: oneshot::Sender<GroupSnapshot>,
     },
+    /// The detach marker is stored.
     DetachMarked,
+    /// The detach marker could not be stored.
+    DetachFailed {
+        errno: i32,
+    },
     /// Answered when everything is in the backings and the superblock says clean.
     Drain {
         reply: oneshot::Sender<Result<(), EngineError>>,
     },
-    /// Ends the connections and gives up the group, drained or not; answered when its files are
-    /// closed.
+    /// Ends the connections and gives up the group, drained or not; answered with its ring and
+    /// files, still open and locked, when nothing is in flight any more.
     Remove {
-        reply: oneshot::Sender<()>,
+        reply: oneshot::Sender<Option<StorageParts>>,
     },
 }
 

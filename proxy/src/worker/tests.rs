@@ -2,6 +2,7 @@
 
 use super::test_rig::{Client, DISCONNECT, DISK, FLUSH, READ, Rig, WRITE, request};
 use crate::backing::{Backing, BackingOptions};
+use crate::io::file::{OpenError, OpenOptions, StorageFile};
 use crate::tls;
 use crate::tls::test_certificates::Authority;
 use std::io::{Read, Write};
@@ -305,4 +306,19 @@ fn a_removed_group_lets_go_of_its_files() {
     let Rig { proxy, shm, .. } = rig;
     proxy.stop();
     drop(shm);
+}
+
+#[test]
+fn the_files_of_a_group_that_ends_stay_locked_until_its_owner_lets_go() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    client.write(1, 0, &pattern(1, 4096));
+    assert_eq!(client.reply(), 1);
+    let left = rig.runtime.block_on(rig.group.remove());
+    let log = rig.folder.path().join("log");
+    let open = || StorageFile::open(&log, &OpenOptions::log().patience(Duration::ZERO));
+    assert!(matches!(open(), Err(OpenError::Lock { .. })));
+    drop(left.expect("it was there"));
+    open().expect("free");
+    assert!(rig.runtime.block_on(rig.group.remove()).is_none(), "gone");
 }

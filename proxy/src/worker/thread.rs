@@ -519,7 +519,8 @@ impl Worker {
         }
     }
 
-    /// Gives up a group: its storage waits for what is in flight, then closes the files.
+    /// Gives up a group: its storage waits for what is in flight. Its files go to who asked for that,
+    /// or are closed.
     fn remove(&mut self, key: GroupKey) {
         let mut group = self.groups.remove(key);
         self.deadlines[key] = NEVER;
@@ -530,9 +531,9 @@ impl Worker {
             self.connections.remove(number);
         }
         let reply = group.removing.take();
-        drop(group);
+        let parts = group.engine.into_storage().into_parts();
         if let Some(reply) = reply {
-            let _ = reply.send(());
+            let _ = reply.send(parts);
         }
     }
 }

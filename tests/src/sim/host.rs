@@ -282,14 +282,8 @@ impl Host {
         // What was to break and has not will not break this.
         self.world.forget_faults();
         let mut storage = life.engine.into_storage();
-        let superblock = self.superblock();
-        leave(
-            &mut storage,
-            &self.input(),
-            &superblock,
-            Leaving::Clean,
-            &|disk| LastWrite::at(self.mtimes_ns[usize::from(disk.0)]),
-        )
+        let last_write = |disk: DiskIndex| LastWrite::at(self.mtimes_ns[usize::from(disk.0)]);
+        leave(&mut storage, &self.input(), Leaving::Clean, &last_write).map(|_| ())
     }
 
     /// The log's superblock as it can be read now.

@@ -12,14 +12,14 @@ use afterimage_format::op::Op;
 use afterimage_format::segment::SinkId;
 use afterimage_proxy::checkpoint::schedule::Schedule;
 use afterimage_proxy::engine::event::{EngineError, EventRecord};
-use afterimage_proxy::engine::recovery::claims::{Leaving, leave};
+use afterimage_proxy::engine::recovery::claims::{Leaving, Left, leave};
 use afterimage_proxy::engine::recovery::plain::recover_to_plain;
 use afterimage_proxy::engine::recovery::rewrite::Rewritten;
 use afterimage_proxy::engine::recovery::{
-    Accepted, LastWrite, RecoveryError, RecoveryReport, recover,
+    Accepted, LastWrite, RecoveryError, RecoveryInput, RecoveryReport, recover,
 };
 use afterimage_proxy::engine::{Ack, EngineConfig, OnBackingError, OnLogError};
-use afterimage_proxy::io::storage::UringStorage;
+use afterimage_proxy::io::storage::{StorageParts, UringStorage};
 use afterimage_proxy::io::uring::{Uring, UringError};
 use afterimage_proxy::ship::Tuning;
 use afterimage_proxy::ship::port::GroupIdentity;
@@ -32,6 +32,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::abandon::abandon_claims;
 use super::guest::GuestNotes;
 use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
 use super::replace::{ReplaceError, replace_failed_log};
@@ -191,6 +192,8 @@ pub struct Running {
     pub guest_state: PathBuf,
     /// Recovery's words.
     pub report: RecoveryReport,
+    /// What recovery was told.
+    input: RecoveryInput,
     schedule: watch::Sender<Option<Schedule>>,
     app_schedule: watch::Sender<Option<Schedule>>,
     notes: Mutex<Notes>,
@@ -209,7 +212,12 @@ pub async fn start(
 ) -> Result<Running, GroupError> {
     let (shared, own) = (Arc::clone(config), group.clone());
     let recovering = tokio::task::spawn_blocking(move || recover_group(&shared, &own, accepted));
-    let (recovered, disks, report) = recovering.await??;
+    let Recovered {
+        group: recovered,
+        disks,
+        report,
+        input,
+    } = recovering.await??;
     tracing::info!(
         group = %group.name,
         log_end = ?report.log_end,
@@ -226,6 +234,7 @@ pub async fn start(
         targets: Vec::new(),
         guest_state: config.guest_state.clone(),
         report,
+        input,
         schedule: watch::Sender::new(None),
         app_schedule: watch::Sender::new(None),
         notes: Mutex::new(Notes {
@@ -239,12 +248,20 @@ pub async fn start(
     })
 }
 
+/// A group ready for a worker, and what is kept of its recovery.
+struct Recovered {
+    group: RecoveredGroup,
+    disks: Vec<OpenDisk>,
+    report: RecoveryReport,
+    input: RecoveryInput,
+}
+
 /// Blocking: opens, recovers.
 fn recover_group(
     config: &Config,
     group: &GroupConfig,
     accepted: Accepted,
-) -> Result<(RecoveredGroup, Vec<OpenDisk>, RecoveryReport), GroupError> {
+) -> Result<Recovered, GroupError> {
     let OpenGroup {
         parts,
         mut input,
@@ -295,9 +312,14 @@ fn recover_group(
         start,
         config: engine_config(group),
         payload_budget_bytes: PAYLOAD_BUDGET_BYTES,
-        detach_marker: Arc::new(move || open::abandon_claims(&claims)),
+        detach_marker: Arc::new(move || abandon_claims(&claims)),
     };
-    Ok((recovered, disks, report))
+    Ok(Recovered {
+        group: recovered,
+        disks,
+        report,
+        input,
+    })
 }
 
 fn engine_config(group: &GroupConfig) -> EngineConfig {
@@ -493,30 +515,35 @@ impl Running {
     /// drained.
     pub async fn end(&self) -> Result<(), EngineError> {
         let drained = self.handle.drain().await;
-        self.stop_tasks();
-        self.handle.remove().await;
+        drop(self.close().await);
         drained
     }
-}
 
-/// After [`Running::end`]: marks the disks of a drained group as left clean.
-///
-/// # Errors
-/// The marks could not be made: the next start finds the disks attached and says a verify is due.
-pub fn leave_clean(config: &Config, group: &GroupConfig) -> Result<(), GroupError> {
-    let open = open::open(config, group, Accepted::default(), Purpose::Leave)?;
-    let paths = backing_paths(&open);
-    let uring = Uring::new()?;
-    let mut storage = UringStorage::new(&uring, open.parts);
-    let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
-    leave(
-        &mut storage,
-        &open.input,
-        &open.superblock,
-        Leaving::Clean,
-        &last_write,
-    )?;
-    Ok(())
+    /// Connections closed; the ring and the files, drained or not, open and locked until they are
+    /// dropped.
+    pub async fn close(&self) -> Option<StorageParts> {
+        self.stop_tasks();
+        self.handle.remove().await
+    }
+
+    /// Marks the disks as left clean; for a group that was drained and closed. Blocking. Nobody else
+    /// had the files since the group had them: `left` are still locked.
+    ///
+    /// # Errors
+    /// The marks could not be made: the next start finds the disks attached and says a verify is
+    /// due.
+    pub fn leave_clean(&self, left: StorageParts) -> Result<Left, GroupError> {
+        let paths = backing_paths(&self.disks);
+        let uring = Uring::new()?;
+        let mut storage = UringStorage::new(&uring, left);
+        let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
+        Ok(leave(
+            &mut storage,
+            &self.input,
+            Leaving::Clean,
+            &last_write,
+        )?)
+    }
 }
 
 /// Brings the disks of a group that does not run up to its log and lets go of them.
@@ -529,7 +556,7 @@ pub fn make_plain(
     accepted: Accepted,
 ) -> Result<(RecoveryReport, Vec<PathBuf>), GroupError> {
     let mut open = open::open(config, group, accepted, Purpose::Leave)?;
-    let paths = backing_paths(&open);
+    let paths = backing_paths(&open.disks);
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
     let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
@@ -572,9 +599,9 @@ pub fn move_failed_log(
     Ok(moved?)
 }
 
-fn backing_paths(open: &OpenGroup) -> HashMap<u16, PathBuf> {
+fn backing_paths(disks: &[OpenDisk]) -> HashMap<u16, PathBuf> {
     let pair = |disk: &OpenDisk| (disk.index.0, disk.path.clone());
-    open.disks.iter().map(pair).collect()
+    disks.iter().map(pair).collect()
 }
 
 fn last_write_to(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> LastWrite {

@@ -6,6 +6,7 @@
 //! marked clean. A second signal, or [`DRAIN_MAX`], ends it undrained. A kill needs none of that: the
 //! next start recovers.
 
+mod abandon;
 mod control;
 mod detach;
 mod device;
@@ -22,6 +23,7 @@ mod report;
 mod targets;
 
 use afterimage_proxy::engine::recovery::Accepted;
+use afterimage_proxy::engine::recovery::claims::Left;
 use afterimage_proxy::nbd::export::Exports;
 use afterimage_proxy::nbd::listener::Attach;
 use afterimage_proxy::worker::ProxyHandle;
@@ -182,7 +184,7 @@ async fn serve(
     rates.abort();
     let give_up = CancellationToken::new();
     let patience = tokio::spawn(lose_patience(terminate, interrupt, give_up.clone()));
-    let clean = end_groups(&config, &served, &give_up).await;
+    let clean = end_groups(&served, &give_up).await;
     patience.abort();
     drop(http);
     // A next daemon replaces it anyway; nobody should find a dead one meanwhile.
@@ -269,15 +271,11 @@ async fn lose_patience(mut terminate: Signals, mut interrupt: Signals, give_up: 
 }
 
 /// Drains every group; false if one could not be left clean.
-async fn end_groups(
-    config: &Arc<Config>,
-    served: &Arc<Served>,
-    give_up: &CancellationToken,
-) -> bool {
+async fn end_groups(served: &Arc<Served>, give_up: &CancellationToken) -> bool {
     let ends = served
         .groups()
         .into_iter()
-        .map(|running| end_group(config, served, running, give_up));
+        .map(|running| end_group(served, running, give_up));
     let ends = futures::future::join_all(ends);
     let detached = async {
         // Those on the way to plain disks that are not served any more.
@@ -290,12 +288,7 @@ async fn end_groups(
     detached && ends.into_iter().all(|clean| clean)
 }
 
-async fn end_group(
-    config: &Arc<Config>,
-    served: &Served,
-    running: Arc<Running>,
-    give_up: &CancellationToken,
-) -> bool {
+async fn end_group(served: &Served, running: Arc<Running>, give_up: &CancellationToken) -> bool {
     let name = running.config.name.clone();
     running.targets.iter().for_each(TargetTask::hurry);
     let detaching = served.detaches.is_running(&name);
@@ -327,7 +320,7 @@ async fn end_group(
     }
     if let Err(error) = drained {
         tracing::error!(group = %name, %error, "not drained; the next start recovers it");
-        running.end().await.ok();
+        drop(running.close().await);
         return false;
     }
     // What the replica lacks stays in the log; a moment more often spares the gap.
@@ -338,12 +331,18 @@ async fn end_group(
     if !shipped {
         tracing::info!(group = %name, "ends with unshipped records in the log");
     }
-    running.end().await.ok();
-    let (config, group) = (Arc::clone(config), running.config.clone());
-    let left = tokio::task::spawn_blocking(move || group::leave_clean(&config, &group)).await;
+    let Some(files) = running.close().await else {
+        tracing::error!(group = %name, "ended, but its disks could not be marked as clean: its worker was gone");
+        return false;
+    };
+    let left = tokio::task::spawn_blocking(move || running.leave_clean(files)).await;
     match left {
-        Ok(Ok(())) => {
+        Ok(Ok(Left::AsMeant)) => {
             tracing::info!(group = %name, "ended clean");
+            true
+        }
+        Ok(Ok(Left::Abandoned)) => {
+            tracing::warn!(group = %name, "ended without its log, which failed: the disks are complete; move the log away, the next start makes a new one");
             true
         }
         Ok(Err(error)) => {

@@ -1,7 +1,7 @@
 //! Opens the files of a group: log, backings, claims, ring; all locked on the descriptions that
 //! carry their I/O.
 //!
-//! Blocking. Finds out who the group is: its UUID and those of its disks stand in the log and in
+//! Blocking. What is read of a file is read when its lock is held. Finds out who the group is: its UUID and those of its disks stand in the log and in
 //! the claims beside the backings, so that a log or a backing of another group is refused before
 //! anything is written. A claim is created empty, which counts as none.
 
@@ -15,7 +15,7 @@ use afterimage_proxy::engine::log::create::{self, CreateError, NewLog};
 use afterimage_proxy::engine::recovery::claims::disk_slots;
 use afterimage_proxy::engine::recovery::{Accepted, ConfiguredDisk, LastWrite, RecoveryInput};
 use afterimage_proxy::io::FileId;
-use afterimage_proxy::io::file::{Locking, OpenError, OpenOptions, StorageFile, sync_folder_of};
+use afterimage_proxy::io::file::{OpenError, OpenOptions, StorageFile, sync_folder_of};
 use afterimage_proxy::io::mapping::{MappingError, RingMapping, boot_id};
 use afterimage_proxy::io::storage::StorageParts;
 use std::fs;
@@ -205,7 +205,12 @@ pub fn open(
         false => new_log(group, &claimed, &backings, &sinks, boot)?,
     };
     let slots = disk_slots(&superblock, &ids);
-    let (ring_path, ring, ring_is_new) = open_ring(config, group, &superblock)?;
+    // What went on without its log may have left something in the ring that its disks lack.
+    let abandoned = claimed.iter().any(|disk| {
+        let claim = disk.claim.as_ref();
+        claim.is_some_and(|claim| claim.state == ClaimState::Abandoned)
+    });
+    let (ring_path, ring, ring_is_new) = open_ring(config, group, &superblock, abandoned)?;
 
     let mut parts = StorageParts {
         ring: Some(ring),
@@ -337,12 +342,10 @@ fn open_claim<'a>(
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(source) => return Err(OpenGroupError::Io { path, source }),
     }
-    let options = OpenOptions {
-        locking: Locking::None,
-        ..OpenOptions::log()
-    };
-    let file = StorageFile::open(&path, &options)?;
-    let bytes = fs::read(&path).map_err(at(&path))?;
+    let file = StorageFile::open(&path, &OpenOptions::log().patience(PATIENCE))?;
+    // A process that was killed may have written it until a moment ago.
+    let mut bytes = vec![0; file.len().map_err(at(&path))? as usize];
+    file.read_at(0, &mut bytes).map_err(at(&path))?;
     let claim = if bytes.iter().all(|byte| *byte == 0) {
         None
     } else {
@@ -532,11 +535,13 @@ fn open_ring(
     config: &Config,
     group: &GroupConfig,
     superblock: &Superblock,
+    abandoned: bool,
 ) -> Result<(PathBuf, RingMapping, bool), OpenGroupError> {
     let path = ring_path(config, &group.name, superblock.group);
     let found = fs::metadata(&path).ok().map(|meta| meta.len());
     let wanted = group.ring_size.next_multiple_of(BLOCK_SIZE as u64);
-    let keep = found.is_some_and(|len| len == wanted || (len > 0 && !superblock.clean));
+    let keep =
+        found.is_some_and(|len| len == wanted || (len > 0 && (!superblock.clean || abandoned)));
     let ring = if keep {
         RingMapping::open(&path, PATIENCE)?
     } else {
@@ -565,21 +570,38 @@ pub fn claim_paths(group: &GroupConfig) -> Vec<PathBuf> {
     group.disks.iter().map(path).collect()
 }
 
-/// Makes every claim say, durably, that its log must never be replayed: the log failed and the
-/// disk goes on without it.
-///
-/// # Errors
-/// A claim cannot be read or written.
-pub fn abandon_claims(paths: &[PathBuf]) -> io::Result<()> {
-    for path in paths {
-        let bytes = fs::read(path)?;
-        let mut claim = Claim::decode_file(&bytes).map_err(io::Error::other)?;
-        claim.generation += 1;
-        claim.state = ClaimState::Abandoned;
-        let file = fs::OpenOptions::new().write(true).open(path)?;
-        let offset = claim.generation % 2 * BLOCK_SIZE as u64;
-        std::os::unix::fs::FileExt::write_all_at(&file, &claim.encode(), offset)?;
-        file.sync_all()?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_proxy::io::locks::LockError;
+
+    #[test]
+    fn a_claim_is_locked_as_long_as_it_may_be_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("vda.raw");
+        fs::write(&path, [0; BLOCK_SIZE]).expect("a backing");
+        let text = format!(
+            "[[group]]\nname = \"vm1\"\nlog = {{ path = \"{0}/vm1.log\", size = \"64MiB\" }}\nto = [\"file://{0}/repo\"]\n[[group.disk]]\nname = \"vda\"\npath = \"{0}/vda.raw\"\n",
+            folder.path().display()
+        );
+        let file = folder.path().join("afterimage.toml");
+        fs::write(&file, text).expect("a configuration");
+        let config = Config::load(Some(&file)).expect("valid");
+        let group = &config.groups[0];
+        let open = open_claim(group, &group.disks[0]).expect("made");
+        assert!(open.claim.is_none(), "an empty one is none");
+        let again = || {
+            let options = OpenOptions::log().patience(Duration::ZERO);
+            StorageFile::open(&claim_path(group, &group.disks[0]), &options)
+        };
+        assert!(matches!(
+            again(),
+            Err(OpenError::Lock {
+                source: LockError::Held(_),
+                ..
+            })
+        ));
+        drop(open);
+        again().expect("free");
     }
-    Ok(())
 }

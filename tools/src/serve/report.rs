@@ -162,14 +162,40 @@ const GAP: &str = "it lacks what has left the log or came past it, or was never 
 const AWAY: &str =
     "it has not been reached since the start; the checkpoint counts if its copy is complete there";
 
+/// Why a guest waits whose log has failed and that is to go on without it.
+fn detaching(engine: &EngineStatus) -> String {
+    let said = |errno| std::io::Error::from_raw_os_error(errno);
+    let log = said(engine.log_errno);
+    let waits = match (engine.marker_errno, engine.backing_errno) {
+        (0, 0) => "the disks are brought up to it".to_owned(),
+        (0, errno) => format!(
+            "the disks cannot be brought up to it ({}), which is tried again",
+            said(errno)
+        ),
+        (errno, _) => format!(
+            "the markers beside the disks that forbid its replay cannot be stored ({}), which is tried again: make room for them or repair their file system, or restart the service, which then makes a new log",
+            said(errno)
+        ),
+    };
+    format!("the log failed ({log}) and the guest is to go on without it; it waits: {waits}")
+}
+
 fn state(
     notes: &Notes,
     engine: &EngineStatus,
     targets: &[TargetStatus],
 ) -> (&'static str, Option<String>) {
     if notes.detached || engine.detached {
-        let why = "the log failed and the guest goes on without it; nothing is replicated";
-        return ("degraded", Some(why.to_owned()));
+        let mut why =
+            "the log failed and the guest goes on without it; nothing is replicated".to_owned();
+        if engine.backing_errno != 0 {
+            let error = std::io::Error::from_raw_os_error(engine.backing_errno);
+            why += &format!("; a disk fails ({error}), its writes and flushes wait");
+        }
+        return ("degraded", Some(why));
+    }
+    if engine.detaching {
+        return ("failed", Some(detaching(engine)));
     }
     if let Some(errno) = notes
         .log_failed

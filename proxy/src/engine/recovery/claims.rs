@@ -11,15 +11,17 @@
 //! | C7 edited | ours, clean, fingerprint differs, or the same device was written since | refuse; accepted: everything is shipped anew |
 //! | C11 untold | ours, clean, fingerprint as stored; a block device that was restarted, or of which nothing was counted | go on, a verify is due |
 //! | C8 detached | ours, detached | the log is done: refuse, a new log is needed |
-//! | C9 abandoned | ours, abandoned after the log failed | as C8 |
+//! | C9 abandoned | ours, abandoned after the log failed | as C8; what the ring holds is brought into the backings first ([`super::abandoned`]) |
 //! | C10 free | detached or abandoned by any log; this log was never started | claim it |
 //!
 //! Owns the claim files. An update alternates between the two copies and is durable before what it
 //! permits is done: *attached* before the first byte of the backing changes, *clean* and *detached*
 //! after the backing was synced.
 
-use super::{LastWrite, RecoveryError, RecoveryInput};
+use super::{LastWrite, RecoveryError, RecoveryInput, abandoned};
 use crate::engine::blocking::{Blocking, StorageError};
+use crate::engine::log::error::LogError;
+use crate::engine::log::superblock;
 use crate::io::buffer::AlignedBuffer;
 use crate::io::{FileId, Storage};
 use afterimage_format::claim::{CLAIM_FILE_BYTES, Claim, ClaimError, ClaimState, Fingerprint};
@@ -66,7 +68,7 @@ pub enum ClaimRefusal {
         path: PathBuf,
     },
     /// C8 and C9.
-    #[error("{}: log {log} is done with this backing ({how}) and must not be replayed; move the old log away, the group then starts with a new one", path.display())]
+    #[error("{}: log {log} is done with this backing ({how}) and must not be replayed; the disk is complete as it is; move the old log away, the group then starts with a new one", path.display())]
     Done {
         /// The claim.
         path: PathBuf,
@@ -102,6 +104,14 @@ pub(super) struct Verdict {
     /// Nothing that sinks have can be relied on.
     pub(super) resend: bool,
     claims: Vec<(DiskIndex, DiskId, Option<Claim>)>,
+}
+
+/// The claim of a configured disk.
+pub(super) struct Found {
+    /// The disk's place in the superblock's table.
+    pub(super) index: DiskIndex,
+    path: PathBuf,
+    pub(super) claim: Option<Claim>,
 }
 
 /// The index that each configured disk has, or will be given, in the superblock's table.
@@ -178,12 +188,17 @@ pub(super) fn judge<S: Storage>(
         return Ok(verdict);
     }
     let ids: Vec<DiskId> = input.disks.iter().map(|disk| disk.id).collect();
-    for (index, disk) in disk_slots(superblock, &ids).into_iter().zip(&input.disks) {
+    let mut found = Vec::new();
+    for index in disk_slots(superblock, &ids) {
         let path = blocking.names().of(FileId::claim(index));
         let claim = read_claim(blocking, index)?.map_err(|source| ClaimRefusal::Invalid {
             path: path.clone(),
             source,
         })?;
+        found.push(Found { index, path, claim });
+    }
+    let half_abandoned = abandoned::settle(blocking, superblock, input, &mut found)?;
+    for (Found { index, path, claim }, disk) in found.into_iter().zip(&input.disks) {
         let known = superblock.disks.iter().any(|known| known.id == disk.id);
         let unused = superblock.incarnation == 0 || !known;
         let accepted = match &claim {
@@ -206,16 +221,10 @@ pub(super) fn judge<S: Storage>(
                         return Err(ClaimRefusal::Foreign { path, group, disk }.into());
                     }
                     _ if !ours => {
-                        let bytes = std::ffi::OsStr::from_bytes(&claim.log_path);
-                        return Err(ClaimRefusal::OtherLog {
-                            path,
-                            found: claim.log,
-                            log_path: PathBuf::from(bytes),
-                            wanted: superblock.log,
-                        }
-                        .into());
+                        return Err(other_log(path, claim, superblock).into());
                     }
                     ClaimState::Attached => false,
+                    ClaimState::Abandoned if half_abandoned => false,
                     ClaimState::Clean(stored) => {
                         let now = fingerprint(blocking, index, disk.size, disk.last_write)?;
                         let since = compare(&stored, &now);
@@ -305,26 +314,36 @@ pub enum Leaving {
     Clean,
     /// The disks are plain from now on; the log is done.
     Detached,
-    /// The log has failed and the disks go on without it: it must never be replayed.
+}
+
+/// How it left them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// As it was to.
+    AsMeant,
+    /// A disk has gone on without its log, which failed: its claim keeps saying so.
     Abandoned,
 }
 
-/// Syncs the backings and makes the claims say how they were left. For `Clean` and `Detached`
-/// everything must be in the backings. `last_write` says what is known of the last write to a
-/// backing *after* the sync.
+/// Syncs the backings and makes the claims say how they were left; everything must be in the
+/// backings. The storage is the one that the engine had: its files were locked all the time.
+/// `last_write` says what is known of the last write to a backing *after* the sync.
 ///
 /// # Errors
-/// A backing cannot be synced or read, a claim cannot be stored: then the claims still say
-/// attached, wholly or in part, and the step is to be done again.
+/// The log is not clean, or a claim is another log's; a backing cannot be synced or read, a claim
+/// cannot be stored: then the claims still say attached, wholly or in part, and the step is to be
+/// done again.
 pub fn leave<S: Storage>(
     storage: &mut S,
     input: &RecoveryInput,
-    superblock: &Superblock,
     leaving: Leaving,
     last_write: &dyn Fn(DiskIndex) -> LastWrite,
-) -> Result<(), RecoveryError> {
+) -> Result<Left, RecoveryError> {
     let blocking = &mut Blocking::new(storage, &input.names);
-    leave_blocking(blocking, input, superblock, leaving, last_write)
+    let path = input.names.log.clone();
+    let superblock = superblock::read(blocking, FileId::LOG)?
+        .map_err(|source| LogError::Superblock { path, source })?;
+    leave_blocking(blocking, input, &superblock, leaving, last_write)
 }
 
 pub(super) fn leave_blocking<S: Storage>(
@@ -333,33 +352,36 @@ pub(super) fn leave_blocking<S: Storage>(
     superblock: &Superblock,
     leaving: Leaving,
     last_write: &dyn Fn(DiskIndex) -> LastWrite,
-) -> Result<(), RecoveryError> {
+) -> Result<Left, RecoveryError> {
+    let mut left = Left::AsMeant;
     for (index, disk) in superblock.disks.iter().enumerate() {
         if disk.removed {
             continue;
         }
         let index = DiskIndex(index as u16);
-        if leaving != Leaving::Abandoned {
-            blocking.sync(FileId::backing(index))?;
-        }
+        blocking.sync(FileId::backing(index))?;
         if !input.claims {
             continue;
         }
-        let path = || blocking.names().of(FileId::claim(index));
-        let path = path();
-        let found = read_claim(blocking, index)?
-            .map_err(|source| ClaimRefusal::Invalid { path, source })?;
-        let state = match leaving {
-            Leaving::Clean | Leaving::Detached => {
-                let print = fingerprint(blocking, index, disk.size, last_write(index))?;
-                if leaving == Leaving::Clean {
-                    ClaimState::Clean(print)
-                } else {
-                    ClaimState::Detached(print)
-                }
+        let path = blocking.names().of(FileId::claim(index));
+        let found = read_claim(blocking, index)?.map_err(|source| {
+            let path = path.clone();
+            ClaimRefusal::Invalid { path, source }
+        })?;
+        if let Some(found) = &found {
+            if found.log != superblock.log {
+                return Err(other_log(path, found, superblock).into());
             }
-            Leaving::Abandoned => ClaimState::Abandoned,
-        };
+            if found.state == ClaimState::Abandoned {
+                left = Left::Abandoned;
+                continue;
+            }
+        }
+        if !superblock.clean {
+            let path = input.names.log.clone();
+            return Err(RecoveryError::NotClean { path });
+        }
+        let print = fingerprint(blocking, index, disk.size, last_write(index))?;
         let mut claim = Claim {
             group: superblock.group,
             disk: disk.id,
@@ -367,12 +389,24 @@ pub(super) fn leave_blocking<S: Storage>(
             log: superblock.log,
             next_log: None,
             generation: 0,
-            state,
+            state: match leaving {
+                Leaving::Clean => ClaimState::Clean(print),
+                Leaving::Detached => ClaimState::Detached(print),
+            },
             log_path: blocking.names().log.as_os_str().as_bytes().to_vec(),
         };
         store_claim(blocking, found.as_ref(), &mut claim)?;
     }
-    Ok(())
+    Ok(left)
+}
+
+fn other_log(path: PathBuf, found: &Claim, superblock: &Superblock) -> ClaimRefusal {
+    ClaimRefusal::OtherLog {
+        path,
+        found: found.log,
+        log_path: std::ffi::OsStr::from_bytes(&found.log_path).into(),
+        wanted: superblock.log,
+    }
 }
 
 /// What happened to a backing since its fingerprint was stored, as far as can be told.

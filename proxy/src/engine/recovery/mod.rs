@@ -4,7 +4,8 @@
 //! since each step only adds what a later run would do in the same way:
 //!
 //! 1. read the superblock; judge the ring ([`ring`], cases R1 to R8);
-//! 2. check the claims beside the backings ([`claims`], cases C1 to C9);
+//! 2. check the claims beside the backings ([`claims`], cases C1 to C10; where the group had gone on
+//!    without its log, [`abandoned`], cases A1 to A5, and then no further);
 //! 3. follow the log's chain to its end and judge it ([`super::log::scan`], cases E1 to E5);
 //! 4. write the ring's missing frames to the log, **fdatasync**: from here on the ring is not
 //!    needed ([`refill`]);
@@ -16,6 +17,7 @@
 //! Durable after each step is what the step says. On an error nothing was answered and nothing is
 //! lost; the files stay as they are.
 
+mod abandoned;
 pub mod claims;
 pub mod plain;
 mod reconcile;
@@ -147,6 +149,14 @@ pub enum RecoveryError {
         /// What is wrong.
         damage: RingDamage,
     },
+    /// The ring of an abandoned log holds writes of a disk that was taken out.
+    #[error("{}: holds writes of disk number {} of this group, which were answered and are not in the disk; put the disk back into the configuration, or accept their loss (--accept-ring-loss)", path.display(), disk.0)]
+    RingOfDiskGone {
+        /// The ring.
+        path: PathBuf,
+        /// Its number in the table of the abandoned log.
+        disk: DiskIndex,
+    },
     /// The log failed in the last run and was not replaced.
     #[error("{}: the log failed earlier ({latch}); what it lacks is in the ring and is to be written to a new log", path.display())]
     LogFailed {
@@ -166,6 +176,12 @@ pub enum RecoveryError {
         first_block: u64,
         /// Number of blocks.
         block_count: u32,
+    },
+    /// A log that is not clean cannot be left clean.
+    #[error("{}: not clean: the disks stay marked as belonging to it, and the next start recovers the group", path.display())]
+    NotClean {
+        /// The log.
+        path: PathBuf,
     },
     /// A disk was taken out of the configuration too early.
     #[error(

@@ -6,6 +6,7 @@
 //! Durable when the caller has synced the backings.
 
 use super::RecoveryError;
+use super::ring::RingFrame;
 use crate::engine::blocking::{Blocking, StorageError};
 use crate::engine::log::LogHead;
 use crate::engine::log::reader::{ChainRules, LogReader, READAHEAD_SCAN, StorageSource};
@@ -86,6 +87,43 @@ pub fn replay<S: Storage>(
             replayed.records += 1;
             if check_disk(entry, disks)? {
                 batch.add(entry, Descriptor::payload_of(entry, frame.payload));
+            }
+        }
+        if batch.is_full() {
+            batch.flush(blocking, disks, &mut replayed)?;
+        }
+    }
+    batch.flush(blocking, disks, &mut replayed)?;
+    Ok(replayed)
+}
+
+/// Replays all records of frames that stand in the ring, in their order. `place` gives the index of
+/// a disk in `disks`, or none if its records are to be left out.
+///
+/// # Errors
+/// As [`replay`]; or what `place` says.
+pub(super) fn replay_ring<S: Storage>(
+    blocking: &mut Blocking<'_, S>,
+    frames: &[RingFrame],
+    disks: &[DiskState],
+    place: &dyn Fn(DiskIndex) -> Result<Option<DiskIndex>, RecoveryError>,
+) -> Result<Replayed, RecoveryError> {
+    let mut batch = Batch::default();
+    let mut replayed = Replayed::default();
+    for frame in frames {
+        for entry in &frame.entries {
+            if !entry.op.changes_blocks() {
+                continue;
+            }
+            let Some(disk) = place(entry.disk)? else {
+                continue;
+            };
+            let entry = Entry { disk, ..*entry };
+            if check_disk(&entry, disks)? {
+                replayed.records += 1;
+                let payload = frame.offset() + BLOCK_SIZE;
+                let payload = blocking.ring(payload, frame.len() - BLOCK_SIZE);
+                batch.add(&entry, Descriptor::payload_of(&entry, payload));
             }
         }
         if batch.is_full() {

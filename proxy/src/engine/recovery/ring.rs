@@ -20,7 +20,7 @@
 //! R2 with a clean superblock: the ring is empty, or the copy that said *not clean* is damaged. R8 with
 //! one: the write that failed was that of the superblock, and reached the disk all the same.
 
-use super::RecoveryError;
+use super::{RecoveryError, RecoveryInput};
 use crate::engine::log::LogHead;
 use crate::io::Storage;
 use afterimage_format::frame::{
@@ -149,6 +149,24 @@ pub fn examine<S: Storage>(storage: &S, superblock: &Superblock, boot: BootId) -
         return absent(absence, true);
     }
     usable(storage, header)
+}
+
+/// The ring that a process of the running boot left in front of this log after it had failed,
+/// whatever became of the log itself.
+pub(super) fn left_by<S: Storage>(
+    storage: &S,
+    input: &RecoveryInput,
+    log: LogId,
+) -> Option<RingState> {
+    if storage.ring_len() < RING_AREA_OFFSET {
+        return None;
+    }
+    let header = RingHeader::decode(storage.ring(0, RING_HEADER_BYTES)).ok()?;
+    let same = header.group == input.group && header.log == log && header.boot == input.boot;
+    match usable(storage, header) {
+        RingFinding::Failed(state, _) if same && area_fits(storage, &header) => Some(state),
+        _ => None,
+    }
 }
 
 /// The very ring that a clean log had in front of it.
@@ -336,6 +354,57 @@ pub fn frames_after<S: Storage>(
         }));
     }
     Ok(frames)
+}
+
+/// All frames that the log has not durably, in order, of a ring that counts without its log.
+///
+/// # Errors
+/// The ring is damaged.
+pub(super) fn frames_left<S: Storage>(
+    storage: &S,
+    ring: &RingState,
+) -> Result<Vec<RingFrame>, RecoveryError> {
+    let first = [u64::from(ring.next.position), 0]
+        .into_iter()
+        .filter(|position| *position < ring.header.area_blocks)
+        .filter_map(|position| header_at(storage, position))
+        .find(|header| {
+            header.start.log == ring.header.log
+                && header.start.incarnation == ring.header.incarnation
+                && header.start.number as u32 == ring.next.frame_low
+        });
+    let Some(first) = first else {
+        // Nothing may have been published behind the durable records then.
+        let (found, published) = (ring.durable, ring.appended);
+        if found < published {
+            return Err(RecoveryError::RingDamaged {
+                damage: RingDamage::Tail { found, published },
+            });
+        }
+        return Ok(Vec::new());
+    };
+    let head = LogHead {
+        position: 0,
+        lap: 0,
+        frame: first.start.number,
+        lsn: first.start.first_lsn,
+        previous_crc: first.start.previous_crc,
+    };
+    frames_after(storage, ring, &head)
+}
+
+/// The header of the frame, open or closed, at this block of the area.
+fn header_at<S: Storage>(storage: &S, position: u64) -> Option<FrameHeader> {
+    let offset = RING_AREA_OFFSET + position as usize * BLOCK_SIZE;
+    let block = storage.ring(offset, BLOCK_SIZE);
+    match RingDescriptor::decode(block) {
+        Ok(RingDescriptor::Closed(descriptor)) => Some(descriptor.header),
+        Ok(RingDescriptor::Open(open)) => Some(open.header),
+        // Damaged entries: `frames_after` says so.
+        Err(_) => Descriptor::decode_header(block)
+            .ok()
+            .map(|(header, _)| header),
+    }
 }
 
 /// The frame with this number at one of the two places where it may be.

@@ -3,6 +3,7 @@
 mod backing;
 mod crash;
 mod details;
+mod log_failure;
 mod model;
 mod promises;
 mod rig;

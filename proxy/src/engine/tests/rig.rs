@@ -279,6 +279,11 @@ impl Rig {
     /// Waits until everything is in the backings, the superblock is clean.
     pub(super) fn drain(&mut self) {
         self.engine().drain(Ticket(u64::MAX));
+        self.drained();
+    }
+
+    /// Waits for the end of a drain with that ticket.
+    pub(super) fn drained(&mut self) {
         for _ in 0..TURNS_MAX {
             self.turn();
             if self.events.iter().any(

@@ -4,7 +4,7 @@ use super::rig::{DISK_BYTES, Rig, sink};
 use crate::engine::log::area_offset;
 use crate::engine::log::error::{Evidence, LogError};
 use crate::engine::log::scan::LogEnd;
-use crate::engine::recovery::claims::{ClaimRefusal, Leaving};
+use crate::engine::recovery::claims::{ClaimRefusal, Leaving, leave};
 use crate::engine::recovery::ring::RingAbsence;
 use crate::engine::recovery::{Accepted, LastWrite, RecoveryError};
 use crate::engine::{DirtyChange, Ticket};
@@ -568,18 +568,7 @@ fn an_abandoned_log_is_never_replayed() {
     let mut rig = ten_writes();
     rig.world.kill();
     rig.engine = None;
-    let superblock = rig.superblock();
-    let mut storage = rig.open();
-    let input = rig.input();
-    crate::engine::recovery::claims::leave(
-        &mut storage,
-        &input,
-        &superblock,
-        Leaving::Abandoned,
-        &|_| LastWrite::default(),
-    )
-    .unwrap();
-    drop(storage);
+    rig.abandon(0);
     assert!(matches!(
         refused(&mut rig),
         RecoveryError::Claim(ClaimRefusal::Done { .. })
@@ -623,4 +612,30 @@ fn r8_a_latch_in_front_of_a_clean_log_counts() {
     rig.world.rename_file("next", "log");
     rig.start(None).unwrap();
     rig.check(rig.answered, "rewritten");
+}
+
+#[test]
+fn disks_are_left_clean_only_if_their_log_is() {
+    let mut rig = ten_writes();
+    rig.world.kill();
+    let mut storage = rig.open();
+    let input = rig.input();
+    let left = leave(&mut storage, &input, Leaving::Clean, &|_| LastWrite::at(77));
+    assert!(matches!(left, Err(RecoveryError::NotClean { .. })));
+    drop(storage);
+    assert_eq!(rig.claim().state, ClaimState::Attached);
+    // Another log's run in between.
+    rig.start(None).unwrap();
+    rig.stop(Leaving::Clean);
+    let clean = rig.claim();
+    rig.create_next();
+    rig.world.rename_file("next", "log");
+    let mut storage = rig.open();
+    let left = leave(&mut storage, &input, Leaving::Clean, &|_| LastWrite::at(77));
+    assert!(matches!(
+        left,
+        Err(RecoveryError::Claim(ClaimRefusal::OtherLog { .. }))
+    ));
+    drop(storage);
+    assert_eq!(rig.claim(), clean);
 }

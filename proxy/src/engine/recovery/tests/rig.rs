@@ -1,18 +1,19 @@
-//! One simulated disk, a client that writes in order, and what each prefix of its writes must read.
+//! A simulated disk, a client that writes in order, and what each prefix of its writes must read.
+//! A second disk, where one is asked for, is only there.
 
 use crate::engine::blocking::FileNames;
 use crate::engine::log::create::{NewLog, initial_superblock, superblock_bytes};
-use crate::engine::recovery::claims::{Leaving, leave};
+use crate::engine::recovery::claims::{Leaving, Left, leave};
 use crate::engine::recovery::plain::recover_to_plain;
 use crate::engine::recovery::rewrite::{Rewritten, rewrite_failed_log};
 use crate::engine::recovery::{
     Accepted, ConfiguredDisk, LastWrite, RecoveryError, RecoveryInput, RecoveryReport, recover,
 };
 use crate::engine::request::{Now, Reply, Request, RequestId};
-use crate::engine::{Engine, EngineConfig, Ticket};
+use crate::engine::{Engine, EngineConfig, EngineEvent, OnLogError, Ticket};
 use crate::io::sim::{SimStorage, SimWorld};
 use crate::io::{Completion, FileId, Storage};
-use afterimage_format::claim::{CLAIM_FILE_BYTES, Claim};
+use afterimage_format::claim::{CLAIM_FILE_BYTES, Claim, ClaimState};
 use afterimage_format::ids::{BLOCK_SIZE, BootId, DiskId, DiskIndex, GroupId, LogId};
 use afterimage_format::segment::SinkId;
 use afterimage_format::superblock::{DiskState, Superblock, choose};
@@ -31,6 +32,13 @@ pub(super) struct Rig {
     pub(super) log_bytes: u64,
     ring_bytes: usize,
     pub(super) engine: Option<Engine<SimStorage>>,
+    pub(super) config: EngineConfig,
+    /// What the engine said and nobody has taken.
+    pub(super) events: Vec<EngineEvent>,
+    /// The owner stores the markers that are asked for.
+    pub(super) marks: bool,
+    /// How many disks the group has.
+    pub(super) disks: usize,
     /// The disk after each operation that was submitted; the first is before any.
     pub(super) snapshots: Vec<Vec<u8>>,
     /// Snapshots that are sure to survive a kill, and a power cut.
@@ -49,8 +57,15 @@ pub(super) fn sink() -> SinkId {
 }
 
 pub(super) fn disk() -> DiskId {
-    DiskId::from_bytes([3; 16])
+    disk_id(0)
 }
+
+fn disk_id(index: usize) -> DiskId {
+    DiskId::from_bytes([3 + index as u8; 16])
+}
+
+/// Backing and claim of each disk.
+const FILES: [(&str, &str); 2] = [("disk", "claim"), ("disk1", "claim1")];
 
 pub(super) fn new_log(world: &SimWorld, id: u8, size: u64) -> Vec<u8> {
     let new = NewLog {
@@ -85,6 +100,10 @@ impl Rig {
             log_bytes,
             ring_bytes: (ring_blocks as usize + 1) * BLOCK_SIZE,
             engine: None,
+            config: EngineConfig::default(),
+            events: Vec::new(),
+            marks: true,
+            disks: 1,
             snapshots: vec![vec![0; DISK_BYTES as usize]],
             answered: 0,
             flushed: 0,
@@ -99,16 +118,21 @@ impl Rig {
                 log: PathBuf::from("log"),
                 next_log: PathBuf::from("next"),
                 ring: PathBuf::from("ring"),
-                backings: vec![PathBuf::from("disk")],
+                backings: FILES[..self.disks]
+                    .iter()
+                    .map(|(disk, _)| disk.into())
+                    .collect(),
                 claims: Vec::new(),
             },
             group: group(),
             boot: BootId::from_bytes(self.world.boot_id()),
-            disks: vec![ConfiguredDisk {
-                id: disk(),
-                size: DISK_BYTES,
-                last_write: self.last_write,
-            }],
+            disks: (0..self.disks)
+                .map(|index| ConfiguredDisk {
+                    id: disk_id(index),
+                    size: DISK_BYTES,
+                    last_write: self.last_write,
+                })
+                .collect(),
             sinks: vec![sink()],
             claims: true,
             accepted: self.accepted,
@@ -121,12 +145,12 @@ impl Rig {
         if !self.world.has_ring("ring") {
             self.world.create_ring("ring", self.ring_bytes);
         }
-        let disk = DiskIndex(0);
-        let mut files = vec![
-            (FileId::LOG, "log"),
-            (FileId::backing(disk), "disk"),
-            (FileId::claim(disk), "claim"),
-        ];
+        let mut files = vec![(FileId::LOG, "log")];
+        for (index, (disk, claim)) in FILES[..self.disks].iter().enumerate() {
+            let index = DiskIndex(index as u16);
+            files.push((FileId::backing(index), disk));
+            files.push((FileId::claim(index), claim));
+        }
         if self.world.has_file("next") {
             files.push((FileId::NEXT_LOG, "next"));
         }
@@ -144,8 +168,9 @@ impl Rig {
         }
         let recovered = recover(&mut storage, &self.input())?;
         let report = *recovered.report();
-        let config = EngineConfig::default();
-        self.engine = Some(Engine::start(storage, recovered.into_start(), config));
+        let start = recovered.into_start();
+        self.engine = Some(Engine::start(storage, start, self.config));
+        self.events.clear();
         Ok(report)
     }
 
@@ -185,7 +210,26 @@ impl Rig {
             .write("next", 0, &new_log(&self.world, 4, self.log_bytes));
     }
 
-    fn now(&self) -> Now {
+    /// A group of two disks that goes on without its log if that fails.
+    pub(super) fn detaching(seed: u64) -> Self {
+        let mut rig = Self::new(seed, 64, 48);
+        rig.config.on_log_error = OnLogError::Detach;
+        rig.disks = 2;
+        rig.world.create_file("disk1", DISK_BYTES);
+        rig.world.create_file("claim1", CLAIM_FILE_BYTES as u64);
+        rig
+    }
+
+    /// Makes the claim of a disk say, durably, that its log was abandoned.
+    pub(super) fn abandon(&self, disk: usize) {
+        let mut claim = self.claim_of(disk);
+        claim.generation += 1;
+        claim.state = ClaimState::Abandoned;
+        let at = claim.generation % 2 * BLOCK_SIZE as u64;
+        self.world.write(FILES[disk].1, at, &claim.encode());
+    }
+
+    pub(super) fn now(&self) -> Now {
         Now {
             monotonic_ns: self.now_ns,
             wall_ns: self.now_ns,
@@ -228,6 +272,17 @@ impl Rig {
             engine.complete(now, completion);
         }
         engine.tick(now);
+        let mut events = Vec::new();
+        engine.take_events(&mut events);
+        let marker = events
+            .iter()
+            .any(|e| matches!(e, EngineEvent::DetachWanted));
+        self.events.append(&mut events);
+        if marker && self.marks && !self.world.is_dead() {
+            (0..self.disks).for_each(|disk| self.abandon(disk));
+            let now = self.now();
+            self.engine().detach_marked(now);
+        }
     }
 
     pub(super) fn write(&mut self, first_block: u64, blocks: u64, fill: u8) -> bool {
@@ -297,19 +352,16 @@ impl Rig {
     /// Drains the engine and leaves the disk.
     pub(super) fn stop(&mut self, leaving: Leaving) {
         self.engine().drain(Ticket(1));
-        let mut events = Vec::new();
         for _ in 0..TURNS_MAX {
             self.turn();
-            self.engine().take_events(&mut events);
-            let drained = |event: &crate::engine::EngineEvent| {
-                matches!(event, crate::engine::EngineEvent::Drained { .. })
-            };
-            if events.iter().any(drained) {
-                let superblock = self.superblock();
+            let drained = |event: &EngineEvent| matches!(event, EngineEvent::Drained { .. });
+            if self.events.iter().any(drained) {
                 let mut storage = self.engine.take().unwrap().into_storage();
                 let last_write = self.last_write;
                 let input = self.input();
-                leave(&mut storage, &input, &superblock, leaving, &|_| last_write).unwrap();
+                let left = leave(&mut storage, &input, leaving, &|_| last_write).unwrap();
+                let abandoned = self.claim().state == ClaimState::Abandoned;
+                assert_eq!(left == Left::Abandoned, abandoned);
                 self.flushed = self.answered;
                 return;
             }
@@ -323,7 +375,11 @@ impl Rig {
     }
 
     pub(super) fn claim(&self) -> Claim {
-        Claim::decode_file(&self.world.read("claim", 0, CLAIM_FILE_BYTES)).unwrap()
+        self.claim_of(0)
+    }
+
+    pub(super) fn claim_of(&self, disk: usize) -> Claim {
+        Claim::decode_file(&self.world.read(FILES[disk].1, 0, CLAIM_FILE_BYTES)).unwrap()
     }
 
     pub(super) fn disk_bytes(&self) -> Vec<u8> {
@@ -350,6 +406,18 @@ impl Rig {
                 self.snapshots.len() - 1
             )
         })
+    }
+
+    /// Each byte of the disk is what one of the snapshots from `least` on has there: what a disk
+    /// with a write cache may hold that was flushed then.
+    pub(super) fn check_bytes(&self, least: usize, context: &str) {
+        for (at, byte) in self.disk_bytes().iter().enumerate() {
+            let known = |old: &Vec<u8>| old[at] == *byte;
+            assert!(
+                self.snapshots[least..].iter().any(known),
+                "{context}: byte {at} is older than operation {least}"
+            );
+        }
     }
 
     /// What comes after goes on from what the disk now is.

@@ -285,7 +285,8 @@ impl<S: Storage> Engine<S> {
             // Whichever later version is durable will do: the newest of a block that is written all
             // the time never is.
             let ring_block = record.ring_block + index;
-            if (newest > lsn && newest <= bound) || self.ring.superseded_by(ring_block, bound) {
+            let newest_is_durable = newest > lsn && newest <= bound;
+            if newest_is_durable || self.ring.superseded_by(ring_block, bound) {
                 skipped += 1;
                 continue;
             }

@@ -105,7 +105,8 @@ impl<S: Storage> Engine<S> {
             Op::Write => {
                 for index in 0..spec.block_count {
                     let key = BlockKey::new(spec.disk, spec.first_block + u64::from(index));
-                    self.map.insert(key, lsn, ring_block + index);
+                    let before = self.map.insert(key, lsn, ring_block + index);
+                    self.ring.place_version(ring_block + index, lsn, before);
                 }
             }
             Op::Zero | Op::Trim => {

@@ -78,17 +78,20 @@ impl BlockMap {
         self.versions.get(&key).copied()
     }
 
-    /// A new newest version. What is on its way to the backing stays so.
-    pub fn insert(&mut self, key: BlockKey, lsn: Lsn, ring_block: u32) {
+    /// A new newest version; gives the ring block of the one before it. What is on its way to the
+    /// backing stays so.
+    pub fn insert(&mut self, key: BlockKey, lsn: Lsn, ring_block: u32) -> Option<u32> {
         match self.versions.entry(key) {
             Entry::Occupied(mut entry) => {
                 let version = entry.get_mut();
+                let before = version.ring_block;
                 debug_assert!(
                     version.lsn < lsn,
                     "versions come in the order of their LSNs"
                 );
                 version.lsn = lsn;
                 version.ring_block = ring_block;
+                Some(before)
             }
             Entry::Vacant(entry) => {
                 entry.insert(Version {
@@ -96,6 +99,7 @@ impl BlockMap {
                     ring_block,
                     destaging: false,
                 });
+                None
             }
         }
     }
@@ -148,9 +152,9 @@ mod tests {
     #[test]
     fn an_entry_goes_only_with_its_own_version() {
         let mut map = BlockMap::with_capacity(4);
-        map.insert(KEY, Lsn(1), 10);
+        assert_eq!(map.insert(KEY, Lsn(1), 10), None);
         map.begin_destage(KEY);
-        map.insert(KEY, Lsn(2), 11);
+        assert_eq!(map.insert(KEY, Lsn(2), 11), Some(10));
         let version = map.get(KEY).expect("present");
         assert_eq!((version.lsn, version.ring_block), (Lsn(2), 11));
         assert!(version.destaging, "the older version is still on its way");

@@ -279,7 +279,11 @@ impl<S: Storage> Engine<S> {
                 .zeroes
                 .get(record.disk, block)
                 .map_or(version.lsn, |zeroed| zeroed.max(version.lsn));
-            if newest > lsn && newest <= bound {
+            // Whichever later version is durable will do: the newest of a block that is written all
+            // the time never is.
+            let ring_block = record.ring_block + index;
+            let newest_is_durable = newest > lsn && newest <= bound;
+            if newest_is_durable || self.ring.superseded_by(ring_block, bound) {
                 skipped += 1;
                 continue;
             }
@@ -294,7 +298,7 @@ impl<S: Storage> Engine<S> {
             self.destage.chosen.push(Chosen {
                 key,
                 lsn,
-                ring_block: record.ring_block + index,
+                ring_block,
             });
         }
         for chosen in &self.destage.chosen[before..] {

@@ -85,6 +85,9 @@ pub(super) struct Ring {
     records_max: usize,
     pub(super) frames: VecDeque<RingFrame>,
     records: VecDeque<RecordInfo>,
+    /// Of each block of the area that holds a version of a disk's block: the record that holds the
+    /// next version of it, or 0.
+    successors: Vec<u64>,
     /// LSN of the first of `records`.
     first: Lsn,
     /// Where the next frame would begin.
@@ -109,6 +112,7 @@ impl Ring {
             records_max,
             frames: VecDeque::with_capacity((area_blocks as usize / 2).min(4096)),
             records: VecDeque::with_capacity(records_max),
+            successors: vec![0; area_blocks as usize],
             first: next,
             head: 0,
             used_blocks: 0,
@@ -198,6 +202,22 @@ impl Ring {
         frame.entries += 1;
         frame.payload_blocks += payload_blocks;
         self.appended()
+    }
+
+    /// Notes where a record has put a version of a disk's block, and where the version before it
+    /// lies if the ring still has that.
+    pub(super) fn place_version(&mut self, ring_block: u32, lsn: Lsn, before: Option<u32>) {
+        self.successors[ring_block as usize] = 0;
+        if let Some(before) = before {
+            self.successors[before as usize] = lsn.0;
+        }
+    }
+
+    /// Whether the version of a disk's block at this place of the area has a next version at or below
+    /// this record.
+    pub(super) fn superseded_by(&self, ring_block: u32, bound: Lsn) -> bool {
+        let successor = self.successors[ring_block as usize];
+        successor != 0 && successor <= bound.0
     }
 
     /// Closed frames that have not been handed to the log, oldest first.

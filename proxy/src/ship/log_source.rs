@@ -1,19 +1,18 @@
 //! The record source that reads the log's file with a read-only descriptor of its own, beside the
-//! engine that appends to it.
+//! engine that appends to it; and, of frames that are still there, their copy in the ring.
 //!
-//! Nothing is shared with the engine but the file and the durable bound: frames up to the bound do
+//! Nothing is shared with the engine but the files and the durable bound: frames up to the bound do
 //! not change until the tail has passed them, and the superblock with the new tail is durable
 //! before their space is written again. So a frame that is not where the chain demands it has left
 //! the log if the superblock's tail is past it, and is damaged if not. Blocking reads run on the
 //! runtime's threads for that.
 
 use super::BoxFuture;
+use super::ring_frames::{RingFrames, RingSource};
 use super::source::{Batch, Record, RecordSource, SourceError};
 use crate::engine::log::LogHead;
 use crate::engine::log::directory::Directory;
-use crate::engine::log::reader::{
-    ChainRules, FrameView, LogReader, LogSource, READAHEAD_FOLLOW, ReadError,
-};
+use crate::engine::log::reader::{ChainRules, LogReader, LogSource, READAHEAD_FOLLOW, ReadError};
 use crate::engine::log::superblock::peek;
 use crate::io::file::{OpenOptions, StorageFile};
 use afterimage_format::frame::Descriptor;
@@ -21,12 +20,14 @@ use afterimage_format::ids::Lsn;
 use afterimage_format::segment::ClockAnchor;
 use bytes::Bytes;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Reads one log file.
+/// Reads one log file, and the ring in front of it.
 pub struct LogFileSource {
     path: PathBuf,
+    ring: PathBuf,
     /// The record that comes next.
     next: Lsn,
     /// Open file and position. `None` before the first read, and after a read that was dropped
@@ -42,6 +43,7 @@ const GATHER_BYTES: usize = 256 * 1024;
 /// A log that is followed step by step, wherever its bytes come from. Reads block.
 pub struct FollowedLog<F> {
     file: F,
+    ring: Option<RingFrames>,
     reader: LogReader,
     rules: ChainRules,
     /// Places of frames that were passed; trimmed once for each lap.
@@ -52,11 +54,13 @@ pub struct FollowedLog<F> {
 }
 
 impl LogFileSource {
-    /// A source over the log at `path`, which must exist when records are first read.
+    /// A source over the log at `path`, which must exist when records are first read, with the ring
+    /// at `ring`; without that file everything is read from the log.
     #[must_use]
-    pub fn new(path: &Path) -> Self {
+    pub fn new(path: &Path, ring: &Path) -> Self {
         Self {
             path: path.to_owned(),
+            ring: ring.to_owned(),
             next: Lsn(1),
             open: None,
             ready: VecDeque::new(),
@@ -75,13 +79,18 @@ impl LogFileSource {
     }
 
     async fn gather(&mut self, durable: Lsn) -> Result<(), SourceError> {
-        let (path, open, next) = (self.path.clone(), self.open.take(), self.next);
+        let (path, ring) = (self.path.clone(), self.ring.clone());
+        let (open, next) = (self.open.take(), self.next);
         let read = move || {
             let mut open = match open {
                 Some(open) => open,
                 None => {
                     let file = StorageFile::open(&path, &OpenOptions::reader());
-                    Box::new(FollowedLog::open(file.map_err(io::Error::other)?)?)
+                    let mut log = FollowedLog::open(file.map_err(io::Error::other)?)?;
+                    if let Ok(ring) = File::open(&ring) {
+                        log.follow_ring(Box::new(ring));
+                    }
+                    Box::new(log)
                 }
             };
             let (batches, error) = open.read_some(next, durable)?;
@@ -125,12 +134,18 @@ impl<F: LogSource> FollowedLog<F> {
         let head = LogHead::at_tail(&superblock.tail);
         Ok(Self {
             file,
+            ring: None,
             reader: LogReader::new(rules, head, READAHEAD_FOLLOW),
             rules,
             directory: Directory::new(head),
             noted: head.lsn,
             lap: head.lap,
         })
+    }
+
+    /// From now on frames are taken from this ring where it has them, if it is the log's.
+    pub fn follow_ring(&mut self, ring: Box<dyn RingSource>) {
+        self.ring = RingFrames::open(ring, self.rules.log);
     }
 
     /// As [`FollowedLog::read`], of as many frames as it takes for [`GATHER_BYTES`], and why there
@@ -166,6 +181,16 @@ impl<F: LogSource> FollowedLog<F> {
         self.go_to(next)?;
         loop {
             let before = self.reader.head();
+            let in_ring = self.ring.as_mut();
+            if let Some(frame) = in_ring.and_then(|ring| ring.next(&before, durable)) {
+                let passed = self.reader.pass(&frame.descriptor);
+                self.note(before, passed.blocks_taken, passed.lap)?;
+                let batch = batch_of(&frame.descriptor, &frame.payload, next);
+                if batch.records.is_empty() {
+                    continue;
+                }
+                return Ok(batch);
+            }
             match self.reader.pass_before(&mut self.file, next, durable) {
                 Ok(Some(passed)) => {
                     self.note(before, passed.blocks_taken, passed.lap)?;
@@ -180,7 +205,8 @@ impl<F: LogSource> FollowedLog<F> {
                 Err(error) => return Err(self.explain(error, next)),
             };
             let (lap, taken) = (frame.placement.lap, frame.placement.blocks_taken);
-            let batch = batch_of(&frame, next);
+            let payload = Bytes::copy_from_slice(frame.payload);
+            let batch = batch_of(&frame.descriptor, &payload, next);
             self.note(before, taken, lap)?;
             if !batch.records.is_empty() {
                 return Ok(batch);
@@ -244,15 +270,14 @@ impl<F: LogSource> FollowedLog<F> {
     }
 }
 
-fn batch_of(frame: &FrameView<'_>, next: Lsn) -> Batch {
-    let start = &frame.descriptor.header.start;
-    let payload = Bytes::copy_from_slice(frame.payload);
-    let entries = frame.descriptor.entries.iter();
+fn batch_of(descriptor: &Descriptor, payload: &Bytes, next: Lsn) -> Batch {
+    let start = &descriptor.header.start;
+    let entries = descriptor.entries.iter();
     let records = entries
         .filter(|entry| entry.lsn >= next)
         .map(|entry| Record {
             meta: entry.meta(),
-            payload: payload.slice_ref(Descriptor::payload_of(entry, &payload)),
+            payload: payload.slice_ref(Descriptor::payload_of(entry, payload)),
         })
         .collect();
     Batch {

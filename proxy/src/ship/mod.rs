@@ -1,7 +1,7 @@
 //! Shipping: durable records out of the log, cut into segments, sent to a sink, acknowledged.
 //!
-//! One task per (group, sink). Follow a record: [`source`] reads it from the log once it is
-//! durable, [`cutter`] puts it into a segment, [`session`] sends the segment within a window of
+//! One task per (group, sink). Follow a record: [`source`] reads it once the log is durable
+//! past it, out of the ring while it is there and out of the log after that, [`cutter`] puts it into a segment, [`session`] sends the segment within a window of
 //! unacknowledged bytes through a [`sink`], and reports what came back durable to the group
 //! through its [`port`]. A sink that lacks records the log no longer has gets a [`pass`].
 //!
@@ -18,6 +18,7 @@ pub mod port;
 pub mod rate;
 pub mod remote;
 pub mod resume;
+pub mod ring_frames;
 pub mod session;
 pub mod sink;
 pub mod source;

@@ -18,6 +18,7 @@ use afterimage_proxy::engine::{Engine, EngineConfig};
 use afterimage_proxy::io::buffer::AlignedBuffer;
 use afterimage_proxy::io::sim::{SimStorage, SimWorld};
 use afterimage_proxy::io::{Completion, FileId, Storage};
+use afterimage_proxy::ship::ring_frames::RingSource;
 use std::cell::RefCell;
 use std::path::PathBuf;
 
@@ -55,6 +56,22 @@ impl LogSource for WorldFile {
                 source,
             }),
         }
+    }
+}
+
+/// The running life's ring, read beside the engine that stores into it.
+#[derive(Clone, Copy, Debug)]
+pub struct WorldRing;
+
+impl RingSource for WorldRing {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let there = WORLD.with_borrow(|world| {
+            let world = world.as_ref().expect("a run has a world");
+            world.read_watched_ring(offset, buffer)
+        });
+        there
+            .then_some(())
+            .ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
     }
 }
 
@@ -121,6 +138,7 @@ impl Host {
     #[must_use]
     pub fn new(seed: u64, geometry: Geometry) -> Self {
         let world = SimWorld::new(seed);
+        world.watch_ring();
         WORLD.set(Some(world.clone()));
         let count = geometry.disks.len();
         let backings: Vec<String> = (0..count).map(|disk| format!("disk{disk}")).collect();

@@ -2,7 +2,7 @@
 //!
 //! The same few steps as the product's worker thread, which has sockets and an io_uring besides.
 
-use super::host::{Life, WorldFile, disk_id, group};
+use super::host::{Life, WorldFile, WorldRing, disk_id, group};
 use afterimage_format::ids::{DiskIndex, Epoch, LogId, Lsn};
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::segment::SinkId;
@@ -284,13 +284,24 @@ impl GroupPort for Port {
 }
 
 /// The log as the shipping task reads it, beside the engine.
-#[derive(Default)]
 pub struct Source {
     log: Option<FollowedLog<WorldFile>>,
     next: u64,
+    through_ring: bool,
 }
 
 impl Source {
+    /// As in the product frames are taken out of the ring while they are there; without `through_ring`
+    /// all are read from the log.
+    #[must_use]
+    pub const fn new(through_ring: bool) -> Self {
+        Self {
+            log: None,
+            next: 0,
+            through_ring,
+        }
+    }
+
     fn read_on(&mut self, durable: Lsn) -> Result<Batch, SourceError> {
         if self.next > durable.0 {
             return Ok(Batch::default());
@@ -298,7 +309,13 @@ impl Source {
         // As the product's source does: after an error the log is opened anew.
         let mut log = match self.log.take() {
             Some(log) => log,
-            None => FollowedLog::open(WorldFile("log"))?,
+            None => {
+                let mut log = FollowedLog::open(WorldFile("log"))?;
+                if self.through_ring {
+                    log.follow_ring(Box::new(WorldRing));
+                }
+                log
+            }
         };
         let batch = log.read(Lsn(self.next), durable)?;
         self.log = Some(log);

@@ -44,7 +44,7 @@ impl Run {
                 let task = ShipTask {
                     port: Arc::new(port),
                     sink: self.site.sink(URL),
-                    source: Box::new(Source::default()),
+                    source: Box::new(Source::new(life.began_at.is_multiple_of(2))),
                     config: ShipConfig {
                         ship_interval: Duration::from_millis(3),
                         window_bytes: 64 << 10,

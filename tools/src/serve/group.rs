@@ -188,6 +188,8 @@ pub struct Running {
     pub disks: Vec<OpenDisk>,
     /// Its targets.
     pub targets: Vec<TargetTask>,
+    /// Its ring file.
+    pub ring_path: PathBuf,
     /// Folder of the intents to freeze.
     pub guest_state: PathBuf,
     /// Recovery's words.
@@ -226,12 +228,14 @@ pub async fn start(
         verify_due = report.verify_due,
         "recovered"
     );
+    let ring_path = open::ring_path(config, &group.name, recovered.identity.group);
     let handle = workers.add_group(recovered).await?;
     Ok(Running {
         config: group.clone(),
         handle,
         disks,
         targets: Vec::new(),
+        ring_path,
         guest_state: config.guest_state.clone(),
         report,
         input,

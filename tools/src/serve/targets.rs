@@ -215,7 +215,7 @@ pub(super) fn ship(group: &mut Running, sinks: Vec<Arc<dyn Sink>>) {
         let task = ShipTask {
             port: Arc::new(group.handle.clone()) as Arc<dyn GroupPort>,
             sink,
-            source: Box::new(LogFileSource::new(&group.config.log_path)),
+            source: Box::new(LogFileSource::new(&group.config.log_path, &group.ring_path)),
             config,
             status,
             jitter_seed: wall_ns() ^ number as u64,

@@ -355,6 +355,17 @@ impl LogReader {
         self.head
     }
 
+    /// Goes on behind the next frame, which somebody else has read and checked, as part of this chain
+    /// too.
+    pub fn pass(&mut self, frame: &Descriptor) -> Placement {
+        let area_blocks = self.rules.area_blocks;
+        let placement = self.head.place(area_blocks, frame.header.frame_blocks());
+        self.head = self
+            .head
+            .after(area_blocks, placement, &frame.header, frame.header_crc);
+        placement
+    }
+
     /// The next frame if it lies wholly at or below `until`, to which the log must be durable;
     /// `None` when everything up to there was read.
     ///

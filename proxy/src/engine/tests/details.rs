@@ -38,6 +38,39 @@ fn what_lies_behind_the_end_of_a_disk_is_zero_in_the_log() {
 }
 
 /// A large write that waits for room gets it before smaller ones that came later.
+/// A block that is rewritten faster than the log becomes durable: its old versions leave the ring
+/// without being written to the backing, and hold nobody up.
+#[test]
+fn a_block_that_never_rests_is_skipped() {
+    let mut rig = Rig::new(
+        7,
+        Geometry {
+            ring_blocks: 128,
+            log_blocks: 4096,
+            disks: vec![1024 * BLOCK],
+            ..Geometry::default()
+        },
+    );
+    let hot = vec![1; BLOCK_SIZE];
+    for round in 0..1000u64 {
+        let cold = (1 + round % 1000) * BLOCK;
+        let writes = [
+            rig.write(0, 0, &hot, false),
+            rig.write(0, cold, &hot, false),
+        ];
+        for id in writes {
+            assert!(
+                rig.answers.contains_key(&id),
+                "round {round} waits for room"
+            );
+        }
+        rig.turn();
+    }
+    let status = rig.engine().status();
+    assert!(status.destage_skipped_blocks > 800, "{status:?}");
+    rig.drain();
+}
+
 #[test]
 fn nothing_overtakes_what_waits_for_room_in_the_ring() {
     let mut waited = 0;

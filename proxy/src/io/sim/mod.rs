@@ -140,6 +140,8 @@ struct World {
     files: BTreeMap<String, SimFile>,
     /// Ring memory that no life has open.
     rings: BTreeMap<String, Ring>,
+    /// The ring of the running life as other processes see it, if some do.
+    watched: Option<Vec<u8>>,
     /// Changes at each power cut: memory taken out before it is not put back.
     boot: u64,
     /// Changes at each opening: an earlier life is dead for good.
@@ -179,6 +181,7 @@ impl SimWorld {
             rng: SimRng::new(seed),
             files: BTreeMap::new(),
             rings: BTreeMap::new(),
+            watched: None,
             boot: 1,
             life: 0,
             dead: false,
@@ -393,6 +396,24 @@ impl SimWorld {
         }
         let file = world.files.get(name);
         Ok(file.map_or(0, |file| file.read(offset, into)))
+    }
+
+    /// Lets other processes read the ring of the lives that begin from now on. One ring at a time.
+    pub fn watch_ring(&self) {
+        self.world.borrow_mut().watched.get_or_insert_default();
+    }
+
+    /// Bytes of the running life's ring as another process gets them. False where there are none.
+    #[must_use]
+    pub fn read_watched_ring(&self, offset: u64, into: &mut [u8]) -> bool {
+        let world = self.world.borrow();
+        let end = offset as usize + into.len();
+        let ring = world.watched.as_ref();
+        let Some(bytes) = ring.and_then(|ring| ring.get(offset as usize..end)) else {
+            return false;
+        };
+        into.copy_from_slice(bytes);
+        true
     }
 
     /// Flips one bit of a file at rest. Panics outside the file.

@@ -46,6 +46,8 @@ pub struct SimStorage {
     life: u64,
     boot: u64,
     ring: Option<(String, AlignedBuffer)>,
+    /// Runs of ring memory that changed since the last submission, where another process reads it.
+    changed: Option<Vec<Range<usize>>>,
     /// Takes the stores of a dead process.
     scratch: Vec<u8>,
     files: BTreeMap<FileId, String>,
@@ -70,15 +72,20 @@ impl SimStorage {
         ring: Option<(String, AlignedBuffer)>,
         files: &[(FileId, &str)],
     ) -> Self {
-        let (life, boot) = {
+        let (life, boot, watched) = {
             let world = world.world.borrow();
-            (world.life, world.boot)
+            (world.life, world.boot, world.watched.is_some())
+        };
+        let changed = match &ring {
+            Some((_, memory)) if watched => Some(vec![0..memory.len()]),
+            _ => None,
         };
         Self {
             world,
             life,
             boot,
             ring,
+            changed,
             scratch: Vec::new(),
             files: files
                 .iter()
@@ -111,6 +118,27 @@ impl SimStorage {
 
     fn memory_mut(&mut self) -> &mut AlignedBuffer {
         &mut self.ring.as_mut().expect("opened with a ring").1
+    }
+
+    fn note_change(&mut self, offset: usize, len: usize) {
+        if let Some(changed) = &mut self.changed {
+            changed.push(offset..offset + len);
+        }
+    }
+
+    /// Shows other processes what the ring holds now. They see it no later than at a submission, so
+    /// before anything of it can be durable in the log.
+    fn show_ring(&mut self) {
+        let (Some(changed), Some((_, memory))) = (&mut self.changed, &self.ring) else {
+            return;
+        };
+        let mut world = self.world.world.borrow_mut();
+        if let Some(seen) = &mut world.watched {
+            seen.resize(memory.len(), 0);
+            for run in changed.drain(..) {
+                seen[run.clone()].copy_from_slice(&memory[run]);
+            }
+        }
     }
 
     /// Nobody may change ring memory that an operation in flight reads.
@@ -399,6 +427,7 @@ impl Storage for SimStorage {
         if !self.step() {
             return;
         }
+        self.show_ring();
         let (file, offset, work) = self.work(operation);
         {
             let mut world = self.world.world.borrow_mut();
@@ -490,11 +519,13 @@ impl Storage for SimStorage {
             len = world.rng.below(len as u64 + 1) as usize;
         }
         self.memory_mut()[offset..offset + len].copy_from_slice(&bytes[..len]);
+        self.note_change(offset, len);
     }
 
     fn ring_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
         self.check_not_in_flight(offset, len);
         if self.step() {
+            self.note_change(offset, len);
             return &mut self.memory_mut()[offset..offset + len];
         }
         self.scratch = self.memory()[offset..offset + len].to_vec();
@@ -506,6 +537,7 @@ impl Storage for SimStorage {
         self.check_not_in_flight(offset, 8);
         if self.step() {
             self.memory_mut()[offset..offset + 8].copy_from_slice(&value.to_le_bytes());
+            self.note_change(offset, 8);
         }
     }
 

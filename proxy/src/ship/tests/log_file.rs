@@ -19,19 +19,21 @@ use afterimage_format::op::Op;
 use afterimage_format::superblock::DiskState;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Appends frames to a log as an engine would.
-struct Writer {
+pub(super) struct Writer {
     path: PathBuf,
-    file: std::fs::File,
-    head: LogHead,
+    pub(super) file: std::fs::File,
+    pub(super) head: LogHead,
     /// Heads before each frame.
-    frames: Vec<LogHead>,
+    pub(super) frames: Vec<LogHead>,
     area_blocks: u64,
 }
 
 impl Writer {
-    fn new(path: &Path) -> Self {
+    pub(super) fn new(path: &Path) -> Self {
         let new = NewLog {
             group: GroupId::from_bytes([1; 16]),
             log: LogId::from_bytes([2; 16]),
@@ -57,12 +59,12 @@ impl Writer {
         }
     }
 
-    fn last(&self) -> Lsn {
+    pub(super) fn last(&self) -> Lsn {
         Lsn(self.head.lsn.0 - 1)
     }
 
-    /// A frame with a write of `blocks` blocks and a trim.
-    fn append(&mut self, blocks: u32) {
+    /// A frame with a write of `blocks` blocks and a trim. Gives its bytes.
+    pub(super) fn append(&mut self, blocks: u32) -> Vec<u8> {
         let lsn = self.head.lsn;
         let payload = vec![lsn.0 as u8; blocks as usize * BLOCK_SIZE];
         let write = Entry {
@@ -102,16 +104,15 @@ impl Writer {
         };
         let (block, crc) = encode_descriptor(&header, &[write, trim]);
         let at = area_offset(placement.position);
-        self.file.write_all_at(&block, at).unwrap();
-        self.file
-            .write_all_at(&payload, at + BLOCK_SIZE as u64)
-            .unwrap();
+        let bytes = [&block, &payload[..]].concat();
+        self.file.write_all_at(&bytes, at).unwrap();
         self.frames.push(self.head);
         self.head = self.head.after(self.area_blocks, placement, &header, crc);
+        bytes
     }
 
     /// Moves the tail to the frame that begins with this record.
-    fn trim_to(&mut self, lsn: Lsn) {
+    pub(super) fn trim_to(&mut self, lsn: Lsn) {
         let mut log = StorageFile::open(&self.path, &OpenOptions::reader()).unwrap();
         let mut superblock = peek(&mut log).unwrap();
         let frame = self.frames.iter().find(|head| head.lsn == lsn).unwrap();
@@ -135,7 +136,7 @@ async fn read_all(source: &mut LogFileSource, durable: Lsn) -> Vec<Record> {
     }
 }
 
-fn assert_records(records: &[Record], first: u64, last: Lsn) {
+pub(super) fn assert_records(records: &[Record], first: u64, last: Lsn) {
     let lsns: Vec<u64> = records.iter().map(|r| r.meta.lsn.0).collect();
     assert_eq!(lsns, (first..=last.0).collect::<Vec<u64>>());
     for record in records {
@@ -148,7 +149,7 @@ async fn records_are_read_up_to_the_durable_bound_and_around_the_end() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vm1.log");
     let mut writer = Writer::new(&path);
-    let mut source = LogFileSource::new(&path);
+    let mut source = LogFileSource::new(&path, Path::new("/nowhere"));
     assert_eq!(read_all(&mut source, Lsn::ZERO).await, []);
     let mut next = 1;
     // Several times around, the tail close behind.
@@ -174,7 +175,7 @@ async fn a_source_goes_back_and_into_the_middle_of_frames() {
         writer.append(3);
     }
     let durable = writer.last();
-    let mut source = LogFileSource::new(&path);
+    let mut source = LogFileSource::new(&path, Path::new("/nowhere"));
     for first in [1, 2, 40, 17, 18, 1, 39] {
         source.seek(Lsn(first)).await.unwrap();
         assert_records(&read_all(&mut source, durable).await, first, durable);
@@ -198,8 +199,8 @@ async fn what_was_overwritten_is_gone_and_what_was_not_is_damaged() {
     writer.append(40);
     writer.append(40);
     // Frames so long that none is in memory before it is asked for.
-    let mut source = LogFileSource::new(&path);
-    let mut damaged = LogFileSource::new(&path);
+    let mut source = LogFileSource::new(&path, Path::new("/nowhere"));
+    let mut damaged = LogFileSource::new(&path, Path::new("/nowhere"));
     assert_eq!(source.read(Lsn(2)).await.unwrap().records.len(), 2);
     assert_eq!(damaged.read(Lsn(2)).await.unwrap().records.len(), 2);
     // A flipped bit in a frame that nobody gave up.
@@ -236,7 +237,7 @@ async fn what_comes_before_damage_is_read_and_what_comes_behind_once_it_is_mende
     let (durable, third) = (writer.last(), writer.frames[2]);
     let byte = area_offset(third.position) + BLOCK_SIZE as u64;
     writer.file.write_all_at(&[0xee], byte).unwrap();
-    let mut source = LogFileSource::new(&path);
+    let mut source = LogFileSource::new(&path, Path::new("/nowhere"));
     for first in [1, 3] {
         let records = source.read(durable).await.unwrap().records;
         assert_records(&records, first, Lsn(first + 1));
@@ -252,9 +253,9 @@ async fn what_comes_before_damage_is_read_and_what_comes_behind_once_it_is_mende
 }
 
 /// A log file that counts what is read.
-struct Counted {
-    file: StorageFile,
-    bytes: u64,
+pub(super) struct Counted {
+    pub(super) file: StorageFile,
+    pub(super) bytes: Arc<AtomicU64>,
 }
 
 impl LogSource for Counted {
@@ -267,7 +268,7 @@ impl LogSource for Counted {
         offset: u64,
         buffer: AlignedBuffer,
     ) -> Result<(AlignedBuffer, usize), StorageError> {
-        self.bytes += buffer.len() as u64;
+        self.bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
         self.file.read(offset, buffer)
     }
 }
@@ -288,7 +289,7 @@ fn what_is_passed_costs_a_block_and_what_is_read_is_checked() {
 
     let mut source = Counted {
         file: StorageFile::open(&path, &OpenOptions::reader()).unwrap(),
-        bytes: 0,
+        bytes: Arc::default(),
     };
     let rules = ChainRules {
         log: LogId::from_bytes([2; 16]),
@@ -303,7 +304,7 @@ fn what_is_passed_costs_a_block_and_what_is_read_is_checked() {
         .is_some()
     {}
     assert_eq!(reader.head(), wanted);
-    let blocks = source.bytes / BLOCK_SIZE as u64;
+    let blocks = source.bytes.load(Ordering::Relaxed) / BLOCK_SIZE as u64;
     assert!(
         blocks <= frames as u64 + 2 * READAHEAD_FOLLOW,
         "{blocks} blocks were read to pass {frames} frames"

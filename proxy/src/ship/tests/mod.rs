@@ -4,6 +4,7 @@ mod flow;
 mod group;
 mod log_file;
 mod replica;
+mod ring_frames;
 mod tls;
 mod trouble;
 

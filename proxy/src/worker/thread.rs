@@ -461,7 +461,8 @@ impl Worker {
                 }
             }
             // Answers may have made room for more of the same client, or memory for another.
-            if !submitted && !(answered && group.budget.is_wanted()) {
+            let wanted = answered && group.budget.is_wanted();
+            if !submitted && !wanted {
                 break;
             }
         }

@@ -77,7 +77,7 @@ impl SimStorage {
             (world.life, world.boot, world.watched.is_some())
         };
         let changed = match &ring {
-            Some((_, memory)) if watched => Some(vec![0..memory.len()]),
+            Some((_, memory)) if watched => Some(Vec::from_iter(std::iter::once(0..memory.len()))),
             _ => None,
         };
         Self {

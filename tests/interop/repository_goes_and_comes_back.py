@@ -10,7 +10,7 @@ import shutil
 from harness.nbd_client import Connection
 from harness.process import expect, expect_equal, scratch, wait_until
 from harness.server import Afterimage
-from harness.sites import Sites
+from harness.sites import Certificates, primary, replica
 
 SIZE = 8 << 20
 BLOCK = 4096
@@ -19,7 +19,7 @@ BLOCK = 4096
 def write(server, number):
     with Connection(server.socket).open_export("vm1/vda") as connection:
         for block in range(64):
-            connection.write(block * BLOCK, bytes([number, block]) * (BLOCK // 2), fua=True)
+            connection.write(block * BLOCK, bytes([number, block]) * (BLOCK // 2), 1)
 
 
 def holds(restored, number, what):
@@ -44,6 +44,8 @@ def repositories_in(folder):
 def while_it_runs(server):
     folder, away = server.repository, server.repository.with_name("away")
     write(server, 1)
+    # What lies before the end of the initial copy is no recovery point.
+    server.wait_shipped()
     server.checkpoint("one")
     server.wait_shipped()
 
@@ -114,24 +116,29 @@ def lost_for_good(server):
 
 
 def at_a_replica(folder):
-    with Sites(folder, groups={"vm1": {"vda": SIZE}}) as sites:
-        primary, replica = sites.primary, sites.replica
-        write(primary, 1)
-        primary.checkpoint("one")
-        primary.wait_shipped()
-        kept, away = replica.repository, replica.repository.with_name("away")
+    certificates = Certificates(folder / "pki")
+    there = replica(folder, certificates)
+    here = primary(folder, certificates, there.repository_port, groups={"vm1": {"vda": SIZE}})
+    kept, away = there.repository, there.repository.with_name("away")
+    with there, here:
+        write(here, 1)
+        here.wait_shipped()
+        here.checkpoint("one")
+        here.wait_shipped()
         kept.rename(away)
-        write(primary, 2)
-        is_away(primary, "is gone")
+        write(here, 2)
+        is_away(here, "is gone")
         expect(not kept.exists(), "no folder was made in its place")
-        replica.stop()
-        replica.start()
-        is_away(primary, "nothing of group")
+        there.stop()
+        there.start()
+        is_away(here, "nothing of group")
         expect(not kept.exists(), "a start makes none, either")
         away.rename(kept)
-        primary.wait_shipped()
-        holds(replica.restore("latest", folder / "replica-latest"), 2, "at the replica")
-        holds(replica.restore("one", folder / "replica-one"), 1, "at the replica, from before")
+        here.wait_shipped()
+        holds(there.restore("latest", folder / "replica-latest"), 2, "at the replica")
+        holds(there.restore("one", folder / "replica-one"), 1, "at the replica, from before")
+        here.stop()
+        there.stop()
 
 
 with scratch() as folder:

@@ -42,6 +42,7 @@ with scratch() as folder:
         guest.hook = write_while_frozen
         made = lambda kind: [point for point in server.points()["points"]
                              if (point["kind"], point["trigger"]) == (kind, "schedule")]
+        server.wait_shipped()
         wait_until(lambda: len(made("application")) >= 2, "two scheduled points with a frozen guest")
         expect(len(written) >= 2 and all(written), "writes were answered while the guest was frozen")
         expect_equal(metric(server, "freeze_window_seconds_sum") > 0, True, "windows are measured")

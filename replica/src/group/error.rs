@@ -19,6 +19,16 @@ pub enum GroupError {
         /// As asked for.
         group: String,
     },
+    /// The name is bound, and no manifest is there: its primary is about to write the first one, or
+    /// could not.
+    #[error(
+        "group {group:?} is announced here and has no history yet; look again in a moment, and if it \
+         stays so at 'afterimage status' on its primary"
+    )]
+    NotBegun {
+        /// Its name.
+        group: String,
+    },
     /// Not a name.
     #[error("{name:?}: {source}")]
     Name {
@@ -67,4 +77,16 @@ pub enum GroupError {
         /// The key.
         key: String,
     },
+}
+
+impl GroupError {
+    /// What it means that a group was not found whose name is bound.
+    pub(crate) fn of_bound(self, name: &str) -> Self {
+        match self {
+            Self::Unknown { .. } => Self::NotBegun {
+                group: name.to_owned(),
+            },
+            other => other,
+        }
+    }
 }

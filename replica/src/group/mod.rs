@@ -59,13 +59,14 @@ impl Group {
     /// Loads a group by its name.
     ///
     /// # Errors
-    /// As [`Group::load`]; the name is not one, or no group has it.
+    /// As [`Group::load`]; the name is not one, or no group has it, or has begun under it.
     pub async fn find(repository: &Repository, name: &str) -> Result<Self, GroupError> {
         let binding = read_binding(repository, name).await?;
         let binding = binding.ok_or_else(|| GroupError::Unknown {
             group: name.to_owned(),
         })?;
-        Self::load(repository, binding.group).await
+        let loaded = Self::load(repository, binding.group).await;
+        loaded.map_err(|error| error.of_bound(name))
     }
 
     /// Names of all groups of a repository, sorted.

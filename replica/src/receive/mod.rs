@@ -129,7 +129,8 @@ impl Receiver {
         let binding = binding.ok_or_else(|| GroupError::Unknown {
             group: name.to_owned(),
         })?;
-        self.group(binding.group).await
+        let group = self.group(binding.group).await;
+        group.map_err(|error| error.of_bound(name))
     }
 
     fn slot(&self, id: GroupId) -> Arc<Slot> {

@@ -55,7 +55,10 @@ impl Problem {
             | GroupError::Refused { key, .. }
             | GroupError::Contradiction { key }
             | GroupError::Missing { key } => key.as_str(),
-            GroupError::Repository(_) | GroupError::Unknown { .. } | GroupError::Name { .. } => "",
+            GroupError::Repository(_)
+            | GroupError::Unknown { .. }
+            | GroupError::NotBegun { .. }
+            | GroupError::Name { .. } => "",
         };
         let mut problem = Self::other(key, &error.to_string());
         problem.offset = Some(0);

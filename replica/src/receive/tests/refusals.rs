@@ -11,6 +11,7 @@ use futures::executor::block_on;
 
 use super::super::{IngestError, Peer, Receiver, Verified};
 use super::{base, compare};
+use crate::group::{Group, GroupError};
 use crate::history::Refusal;
 use crate::repository::{Repository, keys};
 use crate::testing::primary::{BLOCKS, Primary};
@@ -307,4 +308,26 @@ fn disks_keep_their_place_and_never_shrink() {
             .await
             .expect("a disk may grow");
     });
+}
+
+#[test]
+fn a_name_that_is_bound_and_has_no_manifest_yet_is_no_unknown_group() {
+    let (repository, primary) = (Repository::in_memory(), Primary::new(1));
+    let binding = NameBinding {
+        group: primary.group,
+        created_ns: 1,
+        name: primary.name.clone(),
+        peer: String::new(),
+    };
+    let key = keys::name(&primary.name).expect("a name");
+    block_on(repository.create(&key, binding.encode().into())).expect("created");
+    let receiver = Receiver::new(repository.clone());
+    for found in [
+        block_on(Group::find(&repository, &primary.name)).map(drop),
+        block_on(receiver.group_by_name(&primary.name)).map(drop),
+    ] {
+        let error = found.expect_err("nothing is there");
+        assert!(error.to_string().contains(&primary.name), "{error}");
+        assert!(matches!(error, GroupError::NotBegun { .. }), "{error}");
+    }
 }

@@ -33,6 +33,9 @@ COPIED = ["format", "proxy", "replica", "tools", "benches", "tests"]
 TESTED = ["format", "proxy", "replica"]
 QUESTION = "crate::mutation::on"
 PAGE = ROOT / "docs/testing.md"
+# The first seed at which the simulation's judge notices a break; `--simulation` writes it.
+NOTICED = HERE / "noticed-by-the-simulation.txt"
+SEEDS = 2000
 AT_ONCE = 2
 LIMIT_SECONDS = 240
 
@@ -156,12 +159,15 @@ def make_copy(sources):
             path.unlink()
 
 
-def build():
-    """Builds the copy's tests; returns the test executable of each package and target."""
+def build(simulation=False):
+    """Builds the copy's tests, or the simulation; returns the executable of each package."""
     # In a folder of its own: cargo names what it builds by the place of a package within its
     # workspace, so the copy's would be taken for the ordinary ones.
-    command = ["cargo", "test", "--lib", "--no-run", "--message-format=json"]
-    command += [word for package in TESTED for word in ("--package", f"afterimage-{package}")]
+    if simulation:
+        command = ["cargo", "build", "--package", "afterimage-tests", "--bin", "afterimage-sim", "--message-format=json"]
+    else:
+        command = ["cargo", "test", "--lib", "--no-run", "--message-format=json"]
+        command += [word for package in TESTED for word in ("--package", f"afterimage-{package}")]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET)}
     done = subprocess.run(command, cwd=COPY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     executables, messages = {}, []
@@ -213,14 +219,64 @@ def reason(output):
     return lines[-1][:150] if lines else "no output"
 
 
+def noticed():
+    """{name of a break: (seed at which the simulation noticed it, what it said)}."""
+    lines = NOTICED.read_text().splitlines() if NOTICED.exists() else []
+    split = (line.split(" ", 2) for line in lines if line and not line.startswith("#"))
+    return {name: (int(seed), said) for name, seed, said in split}
+
+
+def first_seed(executable, item):
+    """The first seed at which the simulation notices a break; returns it and what was said, or None."""
+    environment = {**os.environ, "AFTERIMAGE_MUTATION": item.name}
+    command = [executable, "--seeds", str(SEEDS), "--jobs", "1", "--allow-missing"]
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace", timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    (LOGS / f"{item.name}.simulation.log").write_text(done.stdout + done.stderr)
+    found = re.search(r"^seed (\d+) FAILED: (.*)$", done.stdout, re.MULTILINE)
+    return (int(found[1]), found[2][:110]) if found else None
+
+
+def simulate(breaks, chosen):
+    """Looks which breaks the simulation's judge notices by itself, and keeps that; returns the exit code.
+
+    It need not notice all: what is outside the simulation (TLS, decoders' limits, schedules) it cannot
+    see, and some breaks need a rarer meeting of faults. One that it noticed before and does not any
+    more is a failure: either the judge has become blind, or its runs no longer lead there."""
+    executable = build(simulation=True)["tests"]
+    before, now, lost = noticed(), {}, []
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for item, found in zip(chosen, pool.map(lambda item: first_seed(executable, item), chosen)):
+            if found:
+                now[item.name] = found
+                print(f"ok    {item.name}: seed {found[0]}: {found[1]}", flush=True)
+            elif item.name in before:
+                lost.append(item.name)
+                print(f"FAIL  {item.name}: not noticed in {SEEDS} seeds; it was at {before[item.name][0]}", flush=True)
+            else:
+                print(f"--    {item.name}: not noticed in {SEEDS} seeds", flush=True)
+    kept = {**{name: entry for name, entry in before.items() if name in {item.name for item in breaks}}, **now}
+    head = "# Which breaks the simulation notices by itself: name, first seed, what its judge said.\n"
+    lines = [f"{name} {seed} {said}" for name, (seed, said) in sorted(kept.items())]
+    NOTICED.write_text(head + "\n".join(lines) + "\n")
+    print(f"{len(now)} of {len(chosen)} breaks noticed by the simulation within {SEEDS} seeds each")
+    print(f"{len(now)} passed, {len(lost)} failed")
+    return 1 if lost or not now else 0
+
+
 def table(breaks):
     """The table for docs/testing.md."""
-    lines = ["| break | in | noticed by |", "| --- | --- | --- |"]
+    seen = noticed()
+    lines = ["| break | in | noticed by | seeds of the simulation |", "| --- | --- | --- | --- |"]
     for item in breaks:
         where = ", ".join(f"`{file}`" for file in sorted({edit.file for edit in item.edits}))
         tests = ", ".join(f"`{test.split('::')[-1]}`" for test in item.tests)
         seeds = f" ({item.seeds})" if item.seeds else ""
-        lines.append(f"| `{item.name}`: {item.what} | {where} | {tests}{seeds} |")
+        simulated = seen[item.name][0] if item.name in seen else ""
+        lines.append(f"| `{item.name}`: {item.what} | {where} | {tests}{seeds} | {simulated} |")
     return "\n".join(lines)
 
 
@@ -235,6 +291,8 @@ def main(arguments):
         stated = table(breaks) in PAGE.read_text()
         print(f"{len(breaks)} breaks fit the code" + ("" if stated else f"; the table in {PAGE} is another"))
         return 0 if stated else 1
+    simulation = "--simulation" in arguments
+    arguments = [word for word in arguments if word != "--simulation"]
     unknown = [word for word in arguments if not any(word in item.name for item in breaks)]
     if unknown:
         print(f"no break's name contains {', '.join(unknown)}; the head of tests/mutations/run says how to call it")
@@ -242,6 +300,8 @@ def main(arguments):
     chosen = [item for item in breaks if not arguments or any(word in item.name for word in arguments)]
     LOGS.mkdir(parents=True, exist_ok=True)
     make_copy(sources)
+    if simulation:
+        return simulate(breaks, chosen)
     began = time.monotonic()
     executables = build()
     print(f"built with {len(breaks)} breaks in {time.monotonic() - began:.0f} s", flush=True)

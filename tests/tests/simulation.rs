@@ -30,6 +30,22 @@ const FOUND: &[(u64, &str)] = &[
         155_269,
         "the end of a pass waited for room while its session ended; the next one sent more blocks, and nobody noticed that the replica dropped the pass",
     ),
+    (
+        1410,
+        "a marker of a killed start was found and not written again; a power cut brought back the one that says clean",
+    ),
+    (
+        2743,
+        "two edits of a backing before its new base: what lay between was added to the old one",
+    ),
+    (
+        41499,
+        "starts killed before their sync had written both copies of a marker, and a power cut tore both",
+    ),
+    (
+        4_279_820,
+        "a marker's second copy, cut in its first write, looked like a newer program's",
+    ),
 ];
 
 #[test]

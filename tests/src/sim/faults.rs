@@ -27,6 +27,8 @@ macro_rules! faults {
 faults! {
     Kill: "primary killed at a storage step",
     CrashInRecovery: "primary killed or power cut within a recovery",
+    FaultInRecovery: "start refused by a storage fault within it, and repeated",
+    Outage: "target away for longer than any client may wait",
     LateWrite: "write of a killed process lands after its death",
     LateWriteLost: "write of a killed process lands in part or never",
     CutStore: "store to the ring cut short by the kill",

@@ -1,7 +1,7 @@
 //! Incidents take place.
 
 use super::super::faults::Fault;
-use super::super::plan::Incident;
+use super::super::plan::{FOR_GOOD, Incident};
 use super::super::site::Way;
 use super::super::store::Trouble;
 use super::super::trace;
@@ -28,13 +28,9 @@ impl Run {
         ) {
             // One of them nobody may notice. A second one within the repair of the first fails
             // what waits for the repair.
-            self.clients.may_fail |= self.storage_broken;
+            self.may_fail |= self.storage_broken;
             self.storage_broken = true;
         }
-        self.clients.may_tear |= matches!(
-            incident,
-            Incident::BackingWrite | Incident::BackingShort | Incident::BackingFull
-        );
         match incident {
             Incident::Kill(steps) => world.kill_after(steps),
             Incident::PowerCut(steps) => {
@@ -62,39 +58,22 @@ impl Run {
             }
             Incident::BackingRead => {
                 // Reads of clients and edges of writes may fail by it.
-                self.clients.may_fail = true;
+                self.may_fail = true;
                 world.fail_once(&backing, FaultKind::Read, 5);
             }
             Incident::LogRead => world.fail_once("log", FaultKind::Read, 5),
-            Incident::BackingWrite => {
-                trace::count(Fault::WriteFailed);
-                world.fail_once(&backing, FaultKind::Write, 5);
-            }
-            Incident::BackingShort => {
-                world.fail_once(&backing, FaultKind::Write, SHORT);
-            }
-            Incident::BackingFull => {
-                trace::count(Fault::BackingFull);
-                world.fail_once(&backing, FaultKind::Write, 28);
-            }
-            Incident::BackingSync => {
-                trace::count(Fault::BackingSyncFailed);
-                world.fail_once(&backing, FaultKind::Sync, 5);
-            }
+            Incident::BackingWrite => world.fail_once(&backing, FaultKind::Write, 5),
+            Incident::BackingShort => world.fail_once(&backing, FaultKind::Write, SHORT),
+            Incident::BackingFull => world.fail_once(&backing, FaultKind::Write, 28),
+            Incident::BackingSync => world.fail_once(&backing, FaultKind::Sync, 5),
             Incident::LogWrite(errno) => {
-                trace::count(if errno == 28 {
-                    Fault::LogFull
-                } else {
-                    Fault::LogWriteFailed
-                });
-                self.clients.may_fail = true;
+                self.may_fail = true;
                 world.fail_once("log", FaultKind::Write, errno);
                 self.power_goes = self.rng.chance(3000);
                 world.kill_after(50 + self.rng.below(400));
             }
             Incident::LogSync => {
-                trace::count(Fault::LogSyncFailed);
-                self.clients.may_fail = true;
+                self.may_fail = true;
                 world.fail_once("log", FaultKind::Sync, 5);
                 self.power_goes = self.rng.chance(3000);
                 world.kill_after(50 + self.rng.below(400));
@@ -102,7 +81,7 @@ impl Run {
             Incident::LogWrong(by) => {
                 self.log_wrong = true;
                 // A repair of a backing reads the log, too.
-                self.clients.may_fail = true;
+                self.may_fail = true;
                 let wrong = by.map_or(WrongWrite::Lost, WrongWrite::Misdirected);
                 world.wrong_once("log", wrong);
                 self.power_goes = self.rng.chance(5000);
@@ -115,6 +94,12 @@ impl Run {
 
     /// Incidents of network and replica.
     pub(super) async fn happen_outside(&mut self, incident: Incident) {
+        if let Incident::NetRefuse(FOR_GOOD)
+        | Incident::ReplicaKill(FOR_GOOD)
+        | Incident::RepositoryFull(FOR_GOOD) = incident
+        {
+            trace::count(Fault::Outage);
+        }
         match incident {
             Incident::NetCut => {
                 trace::count_many(Fault::NetCut, u64::from(self.site.net.cut_all()));

@@ -7,6 +7,7 @@
 //! there on, a replica's points from the record after that.
 
 use afterimage_format::ids::{BLOCK_SIZE, LogId};
+use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 
@@ -31,6 +32,8 @@ pub struct LogModel {
     pub head: u64,
     sizes: Vec<u64>,
     blocks: Vec<Vec<Vec<Version>>>,
+    /// Records that are checkpoints.
+    checkpoints: BTreeSet<u64>,
 }
 
 /// A block's bytes.
@@ -72,6 +75,7 @@ impl LogModel {
                 .iter()
                 .map(|size| vec![Vec::new(); size.div_ceil(BLOCK) as usize])
                 .collect(),
+            checkpoints: BTreeSet::new(),
         }
     }
 
@@ -148,7 +152,19 @@ impl LogModel {
                 versions.pop();
             }
         }
+        self.checkpoints.retain(|at| *at <= lsn);
         self.head = self.head.min(lsn);
+    }
+
+    /// A record is a checkpoint.
+    pub fn add_checkpoint(&mut self, lsn: u64) {
+        self.checkpoints.insert(lsn);
+    }
+
+    /// The checkpoints of a range, ascending.
+    #[must_use]
+    pub fn checkpoints(&self, range: RangeInclusive<u64>) -> Vec<u64> {
+        self.checkpoints.range(range).copied().collect()
     }
 
     /// The first block in which a disk of the primary differs from what it was at a record.

@@ -12,6 +12,9 @@ const MS: u64 = 1_000_000;
 /// URL of the simulated replica.
 pub const URL: &str = "afterimage://replica.test:9471";
 
+/// Turns that no run reaches before its clients are done.
+pub const FOR_GOOD: u64 = 1 << 32;
+
 /// Something that happens to the system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Incident {
@@ -202,6 +205,22 @@ impl Plan {
         }
         plan.incidents.sort_by_key(|(at, _)| *at);
         plan
+    }
+
+    /// In some runs the target stays away until everything is over, while the clients write on.
+    pub fn draw_outage(&mut self, rng: &mut SimRng) {
+        if !rng.chance(700) {
+            return;
+        }
+        let outage = match (self.way, rng.below(3)) {
+            (Way::Remote, 0) => Incident::NetRefuse(FOR_GOOD),
+            (Way::Remote, 1) => Incident::ReplicaKill(FOR_GOOD),
+            _ => Incident::RepositoryFull(FOR_GOOD),
+        };
+        self.requests += 60;
+        let at = rng.below(self.requests as u64 / 2);
+        let after = self.incidents.partition_point(|(when, _)| *when <= at);
+        self.incidents.insert(after, (at, outage));
     }
 
     fn incident(&self, rng: &mut SimRng) -> Incident {

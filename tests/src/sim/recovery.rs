@@ -12,6 +12,7 @@ use afterimage_format::ring_header::RING_LATCH_WORD;
 use afterimage_proxy::engine::recovery::RecoveryError;
 use afterimage_proxy::engine::recovery::claims::ClaimRefusal;
 use afterimage_proxy::io::Storage;
+use afterimage_proxy::io::sim::FaultKind;
 use afterimage_proxy::ship::ShipConfig;
 use afterimage_proxy::ship::status::StatusCell;
 use afterimage_proxy::ship::task::ShipTask;
@@ -92,7 +93,11 @@ impl Run {
         self.end_life()?;
         self.crash(power);
         let mut deaths = 0;
+        if self.fault_rng.chance(1000) {
+            self.break_recovery();
+        }
         loop {
+            let met = self.host.world.faults_taken_count();
             let kill = (deaths < 4 && self.rng.chance(self.plan.recovery_kills))
                 .then(|| 1 + self.rng.below(120));
             match self.start_life_killed(kill) {
@@ -109,6 +114,15 @@ impl Run {
                     self.refusals += 1;
                     self.over = true;
                     return self.check_points(4).await;
+                }
+                Err(error)
+                    if (power || !self.log_failed)
+                        && self.host.world.faults_taken_count() > met =>
+                {
+                    // Whoever starts it starts it again, and the fault does not come back.
+                    trace::note(&[25], || format!("a start met a fault: {error}"));
+                    trace::count(Fault::FaultInRecovery);
+                    self.crash(false);
                 }
                 Err(error) if self.log_failed && !power => {
                     trace::note(&[22], || format!("the log is done: {error}"));
@@ -139,13 +153,32 @@ impl Run {
         self.clients.process_gone(survive);
         let began = self.head();
         (self.clients.answered, self.clients.flushed) = (began, began);
-        self.clients.may_fail = false;
+        (self.may_fail, self.clients.may_fail) = (false, false);
         self.clients.may_tear = false;
+        self.host.world.forget_faults();
+        self.faults_before = (
+            self.host.world.faults_taken_count(),
+            self.host.world.faults_taken().len(),
+        );
         self.storage_broken = false;
         if self.log_wrong {
             self.over = true;
         }
         Ok(())
+    }
+
+    /// A storage fault waits for the recovery to come. Writes and syncs of the log are left out: one
+    /// that fails ends the log, and that has incidents of its own.
+    fn break_recovery(&mut self) {
+        let disk = self.fault_rng.below(self.host.geometry.disks.len() as u64) as usize;
+        let backing = self.host.backing_name(disk);
+        let (file, kind) = match self.fault_rng.below(5) {
+            0 => ("log", FaultKind::Read),
+            1 => (backing, FaultKind::Read),
+            2 => (backing, FaultKind::Sync),
+            _ => (backing, FaultKind::Write),
+        };
+        self.host.world.fail_once(file, kind, 5);
     }
 
     /// The process is dead: takes what it still put into the ring, and lets go of it.

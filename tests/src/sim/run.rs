@@ -14,7 +14,7 @@ use super::trace::{self, Told};
 use afterimage_format::op::Op;
 use afterimage_proxy::engine::EngineEvent;
 use afterimage_proxy::engine::request::{Reply, ReplyBody};
-use afterimage_proxy::io::sim::SimRng;
+use afterimage_proxy::io::sim::{FaultKind, SHORT, SimRng};
 use afterimage_proxy::ship::remote::RemoteTimes;
 use afterimage_proxy::ship::status::StatusCell;
 use std::collections::BTreeMap;
@@ -134,6 +134,8 @@ struct Run {
     rng: SimRng,
     /// Draws what happens while the group is down, apart from all else.
     down_rng: SimRng,
+    /// Draws the faults that recoveries meet, apart from all else.
+    fault_rng: SimRng,
     host: Host,
     site: Site,
     clients: Clients,
@@ -147,6 +149,10 @@ struct Run {
     /// A write to the log went wrong silently: recovery may refuse.
     log_wrong: bool,
     storage_broken: bool,
+    /// Requests may fail once one of the faults that were asked for takes place.
+    may_fail: bool,
+    /// Faults that had taken place when this life began, silent ones included; and the others alone.
+    faults_before: (u64, usize),
     /// A backing was edited, and no start has taken that in yet.
     edited: bool,
     checkpoints: u64,
@@ -163,7 +169,8 @@ struct Run {
 impl Run {
     fn new(seed: u64) -> Self {
         let mut rng = SimRng::new(seed ^ 0x5eed);
-        let plan = Plan::draw(&mut rng);
+        let mut plan = Plan::draw(&mut rng);
+        plan.draw_outage(&mut SimRng::new(seed ^ 0x0a7e));
         trace::note(&[1, seed], || format!("{plan:?}"));
         let host = Host::new(rng.next_u64(), plan.geometry.clone());
         let times = RemoteTimes {
@@ -184,6 +191,7 @@ impl Run {
         let log = host.superblock().log;
         Self {
             down_rng: SimRng::new(seed ^ 0xed17),
+            fault_rng: SimRng::new(seed ^ 0xfa17),
             host,
             site,
             clients,
@@ -195,6 +203,8 @@ impl Run {
             log_failed: false,
             log_wrong: false,
             storage_broken: false,
+            may_fail: false,
+            faults_before: (0, 0),
             edited: false,
             checkpoints: 0,
             crashes: 0,
@@ -232,12 +242,24 @@ impl Run {
             (Fault::SectorKept, stats.sectors_kept),
             (Fault::SectorLost, stats.sectors_lost),
             (Fault::SectorTorn, stats.sectors_torn),
-            (Fault::ReadFailed, stats.reads_failed),
             (Fault::WriteShort, stats.short_writes),
             (Fault::WriteLost, stats.lost_writes),
             (Fault::WriteMisdirected, stats.misdirected_writes),
         ] {
             trace::count_many(fault, times);
+        }
+        for taken in self.host.world.faults_taken() {
+            let log = taken.file == "log";
+            match (taken.kind, taken.errno) {
+                (FaultKind::Read, _) => trace::count(Fault::ReadFailed),
+                (FaultKind::Sync, _) if log => trace::count(Fault::LogSyncFailed),
+                (FaultKind::Sync, _) => trace::count(Fault::BackingSyncFailed),
+                (FaultKind::Write, 28) if log => trace::count(Fault::LogFull),
+                (FaultKind::Write, 28) => trace::count(Fault::BackingFull),
+                (FaultKind::Write, _) if log => trace::count(Fault::LogWriteFailed),
+                (FaultKind::Write, SHORT) => {}
+                (FaultKind::Write, _) => trace::count(Fault::WriteFailed),
+            }
         }
         trace::note(&[2, self.host.world.trace()], || {
             format!("the disks' own trace is {:016x}", self.host.world.trace())
@@ -378,6 +400,7 @@ impl Run {
         for record in &records {
             self.take_record(record)?;
         }
+        self.excuse();
         let model = self.logs.last().expect("the first log's at least");
         for reply in std::mem::take(&mut self.replies) {
             trace::note(&[11, reply.id.0, u64::from(reply.result.is_ok())], || {
@@ -396,7 +419,7 @@ impl Run {
             match &event {
                 EngineEvent::LogFailed { .. } => {
                     self.log_failed = true;
-                    self.clients.may_fail = true;
+                    self.may_fail = true;
                 }
                 EngineEvent::Durable { ticket, lsn } if ticket.0 < port::TICKETS => {
                     self.clients.flushed = self.clients.flushed.max(lsn.0);
@@ -408,6 +431,18 @@ impl Run {
             }
         }
         self.check_bounds()
+    }
+
+    /// What took place in this life excuses errors and torn blocks; what was only asked for does not.
+    fn excuse(&mut self) {
+        let world = &self.host.world;
+        self.clients.may_fail = self.may_fail && world.faults_taken_count() > self.faults_before.0;
+        if self.storage_broken && !self.clients.may_tear {
+            let taken = world.faults_taken();
+            let mut here = taken.iter().skip(self.faults_before.1);
+            self.clients.may_tear =
+                here.any(|fault| fault.kind == FaultKind::Write && fault.file.starts_with("disk"));
+        }
     }
 
     fn check_bounds(&self) -> Result<(), String> {
@@ -464,7 +499,8 @@ impl Run {
         }
         match record.op {
             Op::Write | Op::Zero | Op::Trim => self.clients.take_record(record, model)?,
-            Op::Checkpoint | Op::Epoch | Op::PassBegin | Op::PassEnd => {}
+            Op::Checkpoint => model.add_checkpoint(record.lsn),
+            Op::Epoch | Op::PassBegin | Op::PassEnd => {}
             other => return Err(format!("record {} is {other:?}, nobody asked", record.lsn)),
         }
         model.head = record.lsn;

@@ -229,6 +229,20 @@ impl Site {
                 return Err(format!("{point:?} is listed outside of all ranges"));
             }
         }
+        for range in &list.ranges {
+            let model = model_of(&group, range.epoch, logs)?;
+            let taken = model.checkpoints(range.first_lsn..=range.last_lsn);
+            let inside = list.checkpoints.iter().filter(|point| {
+                point.epoch == range.epoch
+                    && (range.first_lsn..=range.last_lsn).contains(&point.lsn)
+            });
+            let listed: Vec<u64> = inside.map(|point| point.lsn).collect();
+            if listed != taken {
+                return Err(format!(
+                    "checkpoints were taken at {taken:?} and are listed at {listed:?}: {range:?}"
+                ));
+            }
+        }
         Ok(Some((newest.epoch, newest.last_lsn)))
     }
 
@@ -243,9 +257,7 @@ impl Site {
             epoch: Epoch(epoch),
             lsn: Lsn(lsn),
         };
-        let log = group.history().epoch(at.epoch).map(|epoch| epoch.log);
-        let model = logs.iter().find(|model| Some(model.log) == log);
-        let model = model.ok_or_else(|| format!("{at} is of a log that never was"))?;
+        let model = model_of(group, epoch, logs)?;
         if lsn > model.head {
             return Err(format!(
                 "{at} is listed, and the log ends at {}",
@@ -293,4 +305,11 @@ impl Site {
         }
         Ok(right)
     }
+}
+
+/// What the log of an epoch held.
+fn model_of<'a>(group: &Group, epoch: u64, logs: &'a [LogModel]) -> Result<&'a LogModel, String> {
+    let log = group.history().epoch(Epoch(epoch)).map(|epoch| epoch.log);
+    let model = logs.iter().find(|model| Some(model.log) == log);
+    model.ok_or_else(|| format!("epoch {epoch} is of a log that never was"))
 }

@@ -115,6 +115,17 @@ pub struct SimStats {
     pub misdirected_writes: u64,
 }
 
+/// A fault that took place: an operation of this kind on this file failed so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultTaken {
+    /// The file's name.
+    pub file: String,
+    /// The operation.
+    pub kind: FaultKind,
+    /// The errno, or [`SHORT`].
+    pub errno: i32,
+}
+
 /// A write of a killed process that has not landed.
 #[derive(Clone)]
 struct LateWrite {
@@ -156,6 +167,7 @@ struct World {
     wrong: Vec<(String, WrongWrite)>,
     /// Files whose next failing sync loses at its submission what it loses.
     early: Vec<String>,
+    taken: Vec<FaultTaken>,
     stats: SimStats,
     trace: u64,
 }
@@ -193,6 +205,7 @@ impl SimWorld {
             once: Vec::new(),
             wrong: Vec::new(),
             early: Vec::new(),
+            taken: Vec::new(),
             stats: SimStats::default(),
             trace: 0xcbf2_9ce4_8422_2325,
         };
@@ -484,6 +497,20 @@ impl SimWorld {
         self.world.borrow().stats
     }
 
+    /// The faults that took place, oldest first: one that was asked for and met no operation is
+    /// not among them.
+    #[must_use]
+    pub fn faults_taken(&self) -> Vec<FaultTaken> {
+        self.world.borrow().taken.clone()
+    }
+
+    /// How many faults took place, writes included that said they succeeded and did not.
+    #[must_use]
+    pub fn faults_taken_count(&self) -> u64 {
+        let world = self.world.borrow();
+        world.taken.len() as u64 + world.stats.lost_writes + world.stats.misdirected_writes
+    }
+
     /// Hash of everything that happened, in order: equal for equal seeds and equal users.
     #[must_use]
     pub fn trace(&self) -> u64 {
@@ -587,8 +614,18 @@ impl World {
         Some(self.wrong.remove(at).1)
     }
 
-    /// Whether an operation of this kind on this file is to fail, and how.
+    /// Whether an operation of this kind on this file fails now, and how.
     fn fault(&mut self, name: &str, kind: FaultKind) -> Option<i32> {
+        let errno = self.draw_fault(name, kind)?;
+        self.taken.push(FaultTaken {
+            file: name.to_owned(),
+            kind,
+            errno,
+        });
+        Some(errno)
+    }
+
+    fn draw_fault(&mut self, name: &str, kind: FaultKind) -> Option<i32> {
         let asked = self
             .once
             .iter()

@@ -1,4 +1,4 @@
-"""kill -9 of a replica behind TLS at random moments, during intake and passes.
+"""kill -9 of a replica behind TLS at random moments and at chosen system calls, during intake and passes.
 
 After each restart it has every LSN that it ever acknowledged, every point that was ever
 listed is listed, and what they restore equals the disk of that moment. The primary is
@@ -19,13 +19,16 @@ from harness.resending_client import MixedClient
 from harness.sites import Certificates, primary, replica
 
 FULL = bool(os.environ.get("AFTERIMAGE_TESTS_FULL"))
-ROUNDS = 500 if FULL else 15
+ROUNDS = 500 if FULL else 30
 SEED = int(os.environ.get("AFTERIMAGE_TESTS_SEED", "1"))
 BLOCKS = 1024
 OPENED_PER_ROUND = 2
 
 # Every site begins anew: restarts and restores take longer with each round of history.
-ROUNDS_A_SITE = 50
+ROUNDS_A_SITE = 10
+
+# Steps of a commit: an object's bytes and its folder are synced, the object gets its name.
+STEPS = {"at a sync": "fsync,fdatasync", "at a commit": "link,linkat,rename,renameat,renameat2"}
 
 counts = Counter()
 
@@ -69,6 +72,19 @@ def overflow(site, client):
     counts["gaps"] += 1
 
 
+def killed_at_a_step(dr, dice):
+    """Let it take segments in until one of its threads makes the nth call of a kind, which kills it."""
+    step, number = dice.choice(sorted(STEPS)), dice.choice([1, 2, 3, 4, 6, 9])
+    dr.kill()
+    dr.spawn(under=["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={STEPS[step]}",
+                    "-e", f"inject={STEPS[step]}:signal=KILL:when={number}"])
+    deadline = time.monotonic() + 6
+    while dr.child.running() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    counts[f"kills of the replica {step}"] += not dr.child.running()
+    dr.kill()
+
+
 def rounds_of_a_site(folder, name, rounds):
     """A primary and a replica from their first moment on, through so many rounds of kills."""
     dice = random.Random(f"replica/{name}")
@@ -96,6 +112,11 @@ def rounds_of_a_site(folder, name, rounds):
                     time.sleep(dice.uniform(0.01, 0.2))
                     dr.kill()
                     counts["kills of the replica while it starts"] += 1
+                dr.start()
+                points.check(acked)
+            if number % 2:
+                killed_at_a_step(dr, dice)
+                acked = target(site)["acked_lsn"]
                 dr.start()
                 points.check(acked)
             if dice.random() < 0.15:
@@ -134,5 +155,5 @@ for number, first in enumerate(range(0, ROUNDS, ROUNDS_A_SITE)):
 for what, count in sorted(counts.items()):
     say(f"{what}: {count}")
 say(f"seed {SEED}, {ROUNDS} rounds")
-for kind in ("kills within a pass", "kills of the primary", "gaps", "points opened and compared"):
+for kind in (*(f"kills of the replica {step}" for step in STEPS), "kills within a pass", "kills of the primary", "gaps", "points opened and compared"):
     expect(counts[kind] > 0, f"the run had none of: {kind}")

@@ -1,7 +1,9 @@
 """Points that do not exist, or lie within the initial copy: exit code 1, a message that names them, and no file left behind."""
 
+import time
+
 from harness.nbd_client import Connection
-from harness.process import expect, scratch
+from harness.process import expect, scratch, wait_until
 from harness.server import Afterimage
 
 with scratch() as folder, Afterimage(folder) as server:
@@ -19,3 +21,17 @@ with scratch() as folder, Afterimage(folder) as server:
     result = server.cli("restore", "vm9@latest", folder / "out", ok=1)
     expect("vm9" in result.stderr, f"an unknown group is named:\n{result.stderr}")
     server.cli("restore", "vm1@there", folder / "out")
+
+    # A time past all that was received gives the newest, and says so; a time within says nothing.
+    newest = server.points()["spans"][-1]["last_wall_ns"]
+    wait_until(lambda: time.time_ns() > newest + 1_000_000_000, "a second without a record")
+    for words in (["restore", "vm1@-100ms", folder / "late"], ["export", "vm1@-100ms"]):
+        said = server.cli(*words).stderr
+        expect("warning: nothing was received after" in said, f"{words[0]} past what was received: {said!r}")
+    for point in ("latest", "there"):
+        said = server.cli("export", f"vm1@{point}").stderr
+        expect("warning" not in said and "as of LSN" in said, f"export of {point}: {said!r}")
+    shown = server.cli_json("export", "vm1@-100ms")
+    expect("nothing was received after" in shown["warning"], f"the same in JSON: {shown}")
+    refused = server.cli("checkpoint", "vm1", "--label", "2024-06-01T010203Z", ok=2)
+    expect("label" in refused.stderr, f"a label that reads as a time: {refused.stderr}")

@@ -5,6 +5,7 @@
 //! refused with the choices: a label that several checkpoints carry, a time that the primary's
 //! clock showed twice, an LSN that several epochs have.
 
+mod beyond;
 mod list;
 mod resolve;
 mod spec;
@@ -12,6 +13,7 @@ mod spec;
 #[cfg(test)]
 mod tests;
 
+pub use beyond::Beyond;
 pub use list::{Gap, GapCause, PendingPass, Point, PointList, Range};
 pub use resolve::{PointError, resolve};
 pub use spec::{PointSpec, SpecError, label_is_usable};

@@ -124,7 +124,7 @@ pub async fn resolve(group: &Group, spec: &PointSpec) -> Result<Position, PointE
     check(&group.history(), at, what)
 }
 
-fn describe(time_ns: u64) -> String {
+pub(super) fn describe(time_ns: u64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(time_ns))
         .map_or_else(|_| time_ns.to_string(), |moment| moment.to_string())
 }

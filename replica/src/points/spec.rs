@@ -3,7 +3,8 @@
 //! Times are RFC 3339 (`2026-11-22T14:03:07Z`), a local date and time (`2026-11-22 14:03:07`), a
 //! local time of day (`14:03:07`, `14:03`: the last time that clocks showed it), or relative to
 //! now (`-90s`, `-5m`, `-2h`, `-1d`, also joined: `-1h30m`). No label can be mistaken for one of
-//! them: labels have no colon and do not begin with a dash, and `latest` is refused as a label.
+//! them: labels have no colon and do not begin with a dash, and `latest` and whatever reads as a time are
+//! refused as labels.
 
 use afterimage_format::ids::{Epoch, Lsn};
 use afterimage_format::names;
@@ -36,10 +37,13 @@ pub enum SpecError {
     Future(String),
 }
 
-/// Whether a checkpoint may carry this label: it is a name, and no other kind of point.
+/// Whether a checkpoint may carry this label: it is a name, and no other kind of point. (A time can
+/// be written without a colon: `2026-11-22T140307Z`.)
 #[must_use]
 pub fn label_is_usable(label: &str) -> bool {
-    names::validate(label).is_ok() && !label.eq_ignore_ascii_case("latest")
+    names::validate(label).is_ok()
+        && !label.eq_ignore_ascii_case("latest")
+        && label.parse::<Timestamp>().is_err()
 }
 
 impl PointSpec {

@@ -5,7 +5,7 @@ use futures::executor::block_on;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{PointError, PointList, PointSpec, SpecError, label_is_usable, resolve};
+use super::{Beyond, PointError, PointList, PointSpec, SpecError, label_is_usable, resolve};
 use crate::receive::Receiver;
 use crate::repository::Repository;
 use crate::testing::primary::Primary;
@@ -68,8 +68,23 @@ fn nothing_else_is() {
         parse("2026-11-22T14:00:01Z"),
         Err(SpecError::Future(_))
     ));
-    for label in ["latest", "Latest", "lsn:1", "14:03", "-90s", "", "../x"] {
+    for label in [
+        "latest",
+        "Latest",
+        "lsn:1",
+        "14:03",
+        "-90s",
+        "",
+        "../x",
+        "2024-06-01T010203Z",
+        "20240601T010203Z",
+        "2024-06-01T010203-02",
+    ] {
         assert!(!label_is_usable(label), "{label}");
+    }
+    for label in ["2024-06-01", "20240601T010203", "before-2024"] {
+        assert!(label_is_usable(label), "{label}");
+        assert_eq!(parse(label), Ok(PointSpec::Label(label.to_owned())));
     }
 }
 
@@ -130,6 +145,20 @@ fn points_are_resolved_or_refused_with_the_choices() {
             7
         );
         assert_eq!(lsn_of(PointSpec::Time(u64::MAX)).await.expect("a point"), 8);
+        let history = group.history();
+        for within in [
+            PointSpec::Time(wall(8)),
+            PointSpec::Latest,
+            PointSpec::Lsn(None, Lsn(8)),
+        ] {
+            assert_eq!(Beyond::of(&history, &within), None, "{within:?}");
+        }
+        let beyond = Beyond::of(&history, &PointSpec::Time(wall(8) + 1));
+        let beyond = beyond.expect("nothing was received so late");
+        assert_eq!(beyond.received_ns, wall(8));
+        assert_eq!(beyond.last.lsn, Lsn(8));
+        assert!(beyond.to_string().contains("lsn:1/8"), "{beyond}");
+        drop(history);
         let none = lsn_of(PointSpec::Label("none".into())).await;
         assert!(matches!(none, Err(PointError::NoLabel { .. })));
         let twice = lsn_of(PointSpec::Label("twice".into())).await;

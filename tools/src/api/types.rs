@@ -338,6 +338,9 @@ pub struct ExportInfo {
     pub lsn: u64,
     /// Time of that LSN.
     pub wall_ns: u64,
+    /// What to know before trusting it: the time asked for lies past all that was received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Microseconds that opening took.
     pub opened_in_us: u64,
     /// Disks.

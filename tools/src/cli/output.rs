@@ -15,6 +15,7 @@ use super::Global;
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     json: bool,
+    quiet: bool,
     progress: bool,
 }
 
@@ -24,6 +25,7 @@ impl Output {
     pub fn new(global: &Global) -> Self {
         Self {
             json: global.json,
+            quiet: global.quiet,
             progress: !global.quiet && !global.json && io::stderr().is_terminal(),
         }
     }
@@ -75,6 +77,18 @@ impl Output {
             // Whoever closed the pipe does not want to know.
             let _ = Self::write(&format!("{text}\n"));
         }
+    }
+
+    /// Tells something beside the result, on standard error.
+    pub fn aside(&self, text: &str) {
+        if !self.quiet && !self.json {
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    }
+
+    /// Warns on standard error, whatever else is printed.
+    pub fn warn(&self, text: &str) {
+        let _ = writeln!(io::stderr(), "warning: {text}");
     }
 
     /// A bar that counts bytes up to `total`.

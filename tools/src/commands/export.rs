@@ -42,9 +42,26 @@ pub async fn run(
         output.result(&client.exports().await?, |exports| list(exports))?;
     } else if let Some(GroupPoint { group, point }) = &args.group {
         let info = client.export(group, &point.to_string()).await?;
+        say(&info, output);
         output.result(&info, text)?;
     }
     Ok(())
+}
+
+/// Which moment it is, beside the URIs.
+fn say(info: &ExportInfo, output: Output) {
+    output.aside(&match info.wall_ns {
+        0 => format!("{} as of LSN {}", info.group, info.lsn),
+        time => format!(
+            "{} as of LSN {}, {}",
+            info.group,
+            info.lsn,
+            local_time(time)
+        ),
+    });
+    if let Some(warning) = &info.warning {
+        output.warn(warning);
+    }
 }
 
 fn text(info: &ExportInfo) -> String {
@@ -112,7 +129,7 @@ async fn foreground(
     };
     let repository = history::repository(&args.repository, || Ok(load()?)).await?;
     let begun = Instant::now();
-    let image = history::image(&repository, wanted).await?;
+    let (image, warning) = history::image(&repository, wanted).await?;
     let opened_in_us = begun.elapsed().as_micros() as u64;
     let address = match listen {
         Address::Unix(path) => ListenAddress::Unix {
@@ -130,9 +147,11 @@ async fn foreground(
         .with_context(|| format!("cannot listen on {listen}"))?;
     let images = Arc::new(OnlyImages::default());
     let wall_ns = image.checkpoint_ns().unwrap_or_default();
+    let told = (wall_ns, warning);
     let info = images
         .0
-        .add(&wanted.group, image, wall_ns, opened_in_us, listen);
+        .add(&wanted.group, image, told, opened_in_us, listen);
+    say(&info, output);
     output.result(&info, text)?;
     let stop = CancellationToken::new();
     let serving = tokio::spawn(listener.run(

@@ -3,7 +3,7 @@
 use afterimage_replica::group::Group;
 use afterimage_replica::history::Position;
 use afterimage_replica::image::{ChunkCache, Image};
-use afterimage_replica::points::{PointList as Listed, resolve};
+use afterimage_replica::points::{Beyond, PointList as Listed, resolve};
 use afterimage_replica::repository::Repository;
 use anyhow::bail;
 use std::sync::Arc;
@@ -53,17 +53,18 @@ pub async fn find(
     Ok((group, at))
 }
 
-/// The image of a moment.
+/// The image of a moment, and what to know before trusting it.
 ///
 /// # Errors
 /// As [`find`].
-pub async fn image(repository: &Repository, wanted: &GroupPoint) -> anyhow::Result<Image> {
+pub async fn image(
+    repository: &Repository,
+    wanted: &GroupPoint,
+) -> anyhow::Result<(Image, Option<String>)> {
     let (group, at) = find(repository, wanted).await?;
-    Ok(Image::open(
-        group,
-        at,
-        Arc::new(ChunkCache::new(CACHE_BYTES)),
-    )?)
+    let warning = Beyond::of(&group.history(), &wanted.point.0).map(|beyond| beyond.to_string());
+    let image = Image::open(group, at, Arc::new(ChunkCache::new(CACHE_BYTES)))?;
+    Ok((image, warning))
 }
 
 /// All points of a group.

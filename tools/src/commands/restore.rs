@@ -19,6 +19,9 @@ struct Restored {
     point: String,
     /// LSN of it.
     lsn: u64,
+    /// What to know before trusting it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
     /// The files.
     disks: Vec<RestoredDisk>,
 }
@@ -47,7 +50,10 @@ pub async fn run(
     format: ImageFormat,
     output: Output,
 ) -> anyhow::Result<()> {
-    let image = history::image(repository, wanted).await?;
+    let (image, warning) = history::image(repository, wanted).await?;
+    if let Some(warning) = &warning {
+        output.warn(warning);
+    }
     let bar = output.bytes_bar("restoring", 0);
     let format = match format {
         ImageFormat::Raw => RestoreFormat::Raw,
@@ -63,6 +69,7 @@ pub async fn run(
         group: wanted.group.clone(),
         point: image.position().to_string(),
         lsn: image.position().lsn.0,
+        warning,
         disks: disks
             .into_iter()
             .map(|disk| RestoredDisk {

@@ -4,7 +4,7 @@ use afterimage_format::checkpoint::CheckpointTrigger;
 use afterimage_proxy::tls::identity_in;
 use afterimage_replica::group::GroupError as HistoryError;
 use afterimage_replica::image::{ChunkCache, Image};
-use afterimage_replica::points::resolve;
+use afterimage_replica::points::{Beyond, resolve};
 use afterimage_replica::receive::Receiver;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -244,13 +244,15 @@ impl Daemon {
         let history = history.map_err(not_found_or_failed)?;
         let at = resolve(&history, &spec.0).await;
         let at = at.map_err(|error| ApiError::NotFound(error.to_string()))?;
+        let warning = Beyond::of(&history.history(), &spec.0).map(|beyond| beyond.to_string());
         let image = Image::open(Arc::clone(&history), at, Arc::clone(&self.cache));
         let image = image.map_err(|error| ApiError::NotFound(error.to_string()))?;
         let opened_in_us = begun.elapsed().as_micros() as u64;
         let wall_ns = image.checkpoint_ns().unwrap_or_default();
         let images = &self.served.images;
         let address = ListenAddress::Unix(self.config.images_socket.clone());
-        Ok(images.add(group, image, wall_ns, opened_in_us, &address))
+        let told = (wall_ns, warning);
+        Ok(images.add(group, image, told, opened_in_us, &address))
     }
 
     async fn detach_group(&self, name: &str) -> Result<Detached, ApiError> {

@@ -28,7 +28,7 @@ impl Images {
         &self,
         group: &str,
         image: Image,
-        wall_ns: u64,
+        (wall_ns, warning): (u64, Option<String>),
         opened_in_us: u64,
         address: &ListenAddress,
     ) -> ExportInfo {
@@ -43,6 +43,7 @@ impl Images {
             group: group.to_owned(),
             lsn: at.lsn.0,
             wall_ns,
+            warning,
             opened_in_us,
             disks: image.disks().iter().map(disk).collect(),
             name: name.clone(),

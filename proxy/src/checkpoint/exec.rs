@@ -1,18 +1,24 @@
 //! A guest that is frozen and thawed by commands: a database's own hooks, another hypervisor, ssh.
 //!
-//! Owns the commands while they run, each in a process group of its own. Always holds: a freeze
-//! that is given up is killed with all its children before a thaw begins, so that it cannot freeze
-//! later; a thaw is given its own time and is run again until it succeeds.
+//! Owns the commands while they run, each in a process group of its own. Always holds: after a
+//! freeze that did not succeed, and after one that another process began, a thaw counts only if it
+//! began when no process of the freeze lived any more, so that none can freeze later; a thaw is
+//! given its own time and is run again until it succeeds.
 
 use super::agent::{Answer, Request, Survey, Trouble};
+use super::leftover;
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::task::JoinHandle;
 
 /// What is kept of a command's messages.
-const MESSAGE_BYTES_MAX: u64 = 4096;
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// How long the end of a killed freeze is waited for before a first thaw, and before a next one.
+const END_WITHIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// Two commands.
 #[derive(Debug)]
@@ -27,6 +33,8 @@ pub struct Exec {
     thawing: Option<Running>,
     /// Whether the last thaw succeeded and nothing was frozen since.
     thawed: bool,
+    /// Whether no freeze of this checkpoint can act any more, whoever began it.
+    over: bool,
 }
 
 /// A command and its children; killed when it is dropped before its end.
@@ -35,8 +43,44 @@ struct Running {
     child: Child,
     group: Option<Pid>,
     begun: tokio::time::Instant,
-    message: Vec<u8>,
+    message: Message,
     ended: bool,
+    /// Of a thaw: whether the freeze was over when it began.
+    counts: bool,
+}
+
+/// The beginning of what a command says; the rest is read, so that it never waits for us.
+#[derive(Debug)]
+struct Message {
+    kept: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Message {
+    fn read(stderr: Option<ChildStderr>) -> Self {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let reader = stderr.map(|stderr| tokio::spawn(drain(stderr, Arc::clone(&kept))));
+        Self { kept, reader }
+    }
+
+    async fn complete(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            // What its children still hold open is not waited for.
+            let within = Duration::from_millis(100);
+            tokio::time::timeout(within, reader).await.ok();
+        }
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&kept).trim().to_owned()
+    }
+}
+
+async fn drain(mut stderr: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
+    let mut buffer = [0; MESSAGE_BYTES_MAX];
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MESSAGE_BYTES_MAX.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..count.min(room)]);
+    }
 }
 
 impl Running {
@@ -44,7 +88,7 @@ impl Running {
         let Some((program, arguments)) = command.split_first() else {
             return Err(Trouble::Unreachable("no command".to_owned()));
         };
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(arguments)
             .env("AFTERIMAGE_GROUP", &exec.group)
             .env("AFTERIMAGE_CHECKPOINT", &exec.checkpoint)
@@ -56,12 +100,14 @@ impl Running {
             .spawn()
             .map_err(|error| Trouble::Unreachable(format!("{program}: {error}")))?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let message = Message::read(child.stderr.take());
         Ok(Self {
             child,
             group,
             begun: tokio::time::Instant::now(),
-            message: Vec::new(),
+            message,
             ended: false,
+            counts: exec.over,
         })
     }
 
@@ -73,16 +119,8 @@ impl Running {
         if status.success() {
             return Ok(());
         }
-        if let Some(stderr) = self.child.stderr.take() {
-            // What its children still hold open is not waited for.
-            let mut limited = stderr.take(MESSAGE_BYTES_MAX);
-            let read = limited.read_to_end(&mut self.message);
-            tokio::time::timeout(Duration::from_millis(100), read)
-                .await
-                .ok();
-        }
-        let message = String::from_utf8_lossy(&self.message);
-        Err(Trouble::Refused(format!("{status} {}", message.trim())))
+        let message = self.message.complete().await;
+        Err(Trouble::Refused(format!("{status} {message}")))
     }
 
     async fn kill(mut self) {
@@ -126,6 +164,7 @@ impl Exec {
             freezing: None,
             thawing: None,
             thawed: false,
+            over: false,
         }
     }
 
@@ -148,6 +187,7 @@ impl Exec {
             })),
             Request::Freeze => {
                 self.thawed = false;
+                self.over = false;
                 let command = self.freeze.clone();
                 self.freezing = Some(Running::start(self, "freeze", &command)?);
                 sent();
@@ -155,23 +195,62 @@ impl Exec {
                     running.end().await?;
                 }
                 self.freezing = None;
+                self.over = true;
                 Ok(Answer::Frozen { count: 1 })
             }
             Request::Thaw => {
-                self.thaw(sent).await?;
+                self.thawed = self.thaw(sent).await?;
                 Ok(Answer::Thawed { count: 1 })
             }
             Request::SyncThaw => {
-                if let Some(freeze) = self.freezing.take() {
-                    freeze.kill().await;
-                }
-                self.thaw(sent).await?;
+                self.thaw_for_certain(sent).await?;
                 Ok(Answer::InStep)
             }
         }
     }
 
-    async fn thaw(&mut self, sent: impl FnOnce()) -> Result<(), Trouble> {
+    /// Ends the freeze and thaws. A freeze that does not end, perhaps since it waits for what it
+    /// froze, is thawed all the same, and once more when it has ended.
+    async fn thaw_for_certain(&mut self, sent: impl FnOnce()) -> Result<(), Trouble> {
+        self.end_freeze(END_WITHIN.0).await;
+        let mut ended = self.thaw(sent).await;
+        while !matches!(ended, Ok(true)) {
+            let left = self.end_freeze(END_WITHIN.1).await;
+            if !left.is_empty() {
+                return Err(Trouble::Refused(format!(
+                    "the freeze command does not end, processes {}: it may freeze yet; see what \
+                     they wait for",
+                    left.join(" ")
+                )));
+            }
+            if ended? {
+                break;
+            }
+            ended = self.thaw(|| ()).await;
+        }
+        self.thawed = true;
+        Ok(())
+    }
+
+    /// Kills what is left of the freeze; what still lives after so long.
+    async fn end_freeze(&mut self, within: Duration) -> Vec<String> {
+        if self.over {
+            return Vec::new();
+        }
+        // A leader that ended may have passed its number on, if none of its group is left either.
+        let unended = self.freezing.as_ref().filter(|running| !running.ended);
+        let group = unended.and_then(|running| running.group);
+        let left = leftover::end(&self.checkpoint, group, within).await;
+        self.over = left.is_empty();
+        if self.over {
+            self.freezing = None;
+        }
+        let number = |pid: &Pid| pid.as_raw_nonzero().to_string();
+        left.iter().map(number).collect()
+    }
+
+    /// One run of the thaw; whether it counts.
+    async fn thaw(&mut self, sent: impl FnOnce()) -> Result<bool, Trouble> {
         if let Some(running) = self.thawing.take_if(|running| {
             let age = running.begun.elapsed();
             age >= self.timeout
@@ -183,12 +262,13 @@ impl Exec {
             self.thawing = Some(Running::start(self, "thaw", &command)?);
         }
         sent();
+        let mut counts = false;
         if let Some(running) = &mut self.thawing {
+            counts = running.counts;
             let ended = running.end().await;
             self.thawing = None;
             ended?;
         }
-        self.thawed = true;
-        Ok(())
+        Ok(counts)
     }
 }

@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod exec;
 pub mod intent;
+mod leftover;
 pub mod provider;
 pub mod qga;
 pub mod run;

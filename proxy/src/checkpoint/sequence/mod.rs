@@ -418,7 +418,8 @@ impl Sequence {
             (Request::Status, Ok(Answer::Status { frozen })) => {
                 self.status_known(now, agent, frozen);
             }
-            (Request::Survey, result) => {
+            (Request::Survey, result @ (Ok(Answer::Survey(_)) | Err(Trouble::Refused(_)))) => {
+                // An agent that cannot tell may freeze all the same; one that does not answer may not.
                 if let Ok(Answer::Survey(survey)) = result {
                     let found = format!("thawed, can freeze {}", survey.freezable.join(" "));
                     self.note(now, Some(agent), found);

@@ -42,9 +42,20 @@ enum Thaw {
     Cuts(u32),
 }
 
+/// What becomes of the question what could be frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Lists,
+    Refuses,
+    Nothing,
+    Nonsense,
+    Cuts,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Script {
     latency: Duration,
+    survey: Told,
     freeze: Freeze,
     thaw: Thaw,
     frozen_before: bool,
@@ -52,6 +63,7 @@ struct Script {
 
 const GOOD: Script = Script {
     latency: Duration::from_millis(3),
+    survey: Told::Lists,
     freeze: Freeze::AnswersAfter(Duration::from_millis(5)),
     thaw: Thaw::Works,
     frozen_before: false,
@@ -110,7 +122,16 @@ impl Guest {
                     freezable: vec!["/".into(), "/srv".into()],
                     skipped: vec!["/boot".into()],
                 };
-                at(soon, Effect::Answer(ask, Ok(Answer::Survey(survey))));
+                let answer = match self.script.survey {
+                    Told::Lists => Some(Ok(Answer::Survey(survey))),
+                    Told::Refuses => Some(Err(Trouble::Refused("unknown command".into()))),
+                    Told::Nothing => None,
+                    Told::Nonsense => Some(Err(Trouble::Garbled("nonsense".into()))),
+                    Told::Cuts => Some(Err(Trouble::Disconnected)),
+                };
+                if let Some(answer) = answer {
+                    at(soon, Effect::Answer(ask, answer));
+                }
                 soon
             }
             Request::Freeze => {
@@ -423,6 +444,21 @@ fn each_misbehaviour_thaws_in_time_and_leaves_a_crash_consistent_point_with_its_
 }
 
 #[test]
+fn an_agent_that_does_not_say_what_it_would_freeze_is_not_frozen_but_one_that_cannot_is() {
+    let survey = |survey| Script { survey, ..GOOD };
+    for deaf in [Told::Nothing, Told::Nonsense, Told::Cuts] {
+        let (world, report) = run(&[GOOD, survey(deaf)], Host::default());
+        assert_eq!(frozen_max(&world), Duration::ZERO, "{deaf:?}");
+        assert!(!report.confirmed && report.lsn.is_some(), "{deaf:?}");
+        let reason = report.reason.expect("a reason").to_string();
+        assert!(reason.contains("agent1"), "{deaf:?}: {reason}");
+        assert!(!world.intent, "{deaf:?}");
+    }
+    let (_, report) = run(&[GOOD, survey(Told::Refuses)], Host::default());
+    assert!(report.confirmed, "{report:?}");
+}
+
+#[test]
 fn nobody_is_frozen_when_the_host_cannot_see_it_through() {
     let hosts = [
         (
@@ -519,6 +555,7 @@ fn scripts() -> impl Strategy<Value = Script> {
     ];
     (ms(0..200), freeze, thaw).prop_map(|(latency, freeze, thaw)| Script {
         latency,
+        survey: Told::Lists,
         freeze,
         thaw,
         frozen_before: false,

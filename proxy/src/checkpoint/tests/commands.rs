@@ -75,3 +75,44 @@ async fn a_freeze_that_is_given_up_dies_with_its_children_before_the_thaw() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(read(&late), "", "a child of the freeze lived on");
 }
+
+#[tokio::test]
+async fn a_freeze_that_somebody_else_began_is_ended_before_the_thaw_counts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (begun, late) = (folder.path().join("begun"), folder.path().join("late"));
+    // A session of its own: the group's kill does not reach it.
+    let freeze = format!(
+        "setsid sh -c 'echo $$ > {}; sleep 2; echo frozen > {}'",
+        begun.display(),
+        late.display()
+    );
+    let mut child = tokio::process::Command::new("/bin/sh")
+        .args(["-c", &freeze])
+        .env("AFTERIMAGE_CHECKPOINT", "4567")
+        .env("AFTERIMAGE_STEP", "freeze")
+        .spawn()
+        .expect("runs");
+    while read(&begun).is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let timeout = Duration::from_secs(60);
+    let mut exec = Exec::new(&sh("true"), &sh("true"), timeout, "vm1", "4567");
+    let thawed = exec.ask(Request::SyncThaw, || ()).await;
+    assert_eq!(thawed, Ok(Answer::InStep));
+    child.wait().await.expect("ended");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(read(&late), "", "the freeze lived on");
+}
+
+#[tokio::test]
+async fn a_command_that_says_much_is_not_held_up() {
+    let much = "head -c 300000 /dev/zero | tr '\\0' x >&2";
+    let mut exec = exec(much, &format!("echo first >&2; {much}; exit 7"));
+    let frozen = exec.ask(Request::Freeze, || ()).await;
+    assert_eq!(frozen, Ok(Answer::Frozen { count: 1 }));
+    let refused = exec.ask(Request::Thaw, || ()).await;
+    let Err(Trouble::Refused(why)) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(why.contains("first") && why.len() < 5000, "{}", why.len());
+}

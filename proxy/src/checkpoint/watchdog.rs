@@ -71,14 +71,18 @@ async fn announce(folder: &IntentFolder, intent: &Intent) -> io::Result<Guard> {
     Err(io::ErrorKind::InvalidData.into())
 }
 
-/// The watchdog. With `stay` it never ends; else when nothing was to do for a while. Returns at
-/// once if another one serves the folder.
+/// The watchdog. With `stay` it never ends, and waits for its turn while another one serves the
+/// folder; else it ends at once then, and when nothing was to do for a while.
 ///
 /// # Errors
 /// The folder or the socket.
 pub async fn serve(folder: IntentFolder, stay: bool) -> io::Result<()> {
-    let Some(_lock) = folder.lock(LOCK)? else {
-        return Ok(());
+    let _lock = loop {
+        match folder.lock(LOCK)? {
+            Some(lock) => break lock,
+            None if stay => tokio::time::sleep(LOOK_EVERY).await,
+            None => return Ok(()),
+        }
     };
     let path = folder.path().join(SOCKET);
     // Whoever made it held the lock.

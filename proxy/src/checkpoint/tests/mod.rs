@@ -235,6 +235,27 @@ async fn of_several_guests_none_stays_frozen_when_one_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watchdog_that_stays_waits_for_its_turn() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let intents = IntentFolder::open(folder.path()).expect("made");
+    // One that a daemon started serves the folder; it ends by itself once it has nothing to do.
+    let first = tokio::spawn(watchdog::serve(intents.clone(), false));
+    tokio::task::yield_now().await;
+    let stays = tokio::spawn(watchdog::serve(intents.clone(), true));
+    let third = watchdog::serve(intents.clone(), false).await;
+    third.expect("it leaves the folder to the first one");
+    first
+        .await
+        .expect("no panic")
+        .expect("it ends in good order");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!stays.is_finished(), "it went with the one before it");
+    let again = watchdog::serve(intents, false).await;
+    again.expect("it leaves the folder to the one that stays");
+    stays.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_watchdog_thaws_when_the_daemon_is_gone_at_any_moment_and_only_then() {
     let folder = tempfile::tempdir().expect("a folder");
     let intents = IntentFolder::open(folder.path()).expect("made");

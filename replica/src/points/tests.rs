@@ -145,20 +145,18 @@ fn points_are_resolved_or_refused_with_the_choices() {
             7
         );
         assert_eq!(lsn_of(PointSpec::Time(u64::MAX)).await.expect("a point"), 8);
-        let history = group.history();
         for within in [
             PointSpec::Time(wall(8)),
             PointSpec::Latest,
             PointSpec::Lsn(None, Lsn(8)),
         ] {
-            assert_eq!(Beyond::of(&history, &within), None, "{within:?}");
+            assert_eq!(Beyond::of(&group.history(), &within), None, "{within:?}");
         }
-        let beyond = Beyond::of(&history, &PointSpec::Time(wall(8) + 1));
+        let beyond = Beyond::of(&group.history(), &PointSpec::Time(wall(8) + 1));
         let beyond = beyond.expect("nothing was received so late");
         assert_eq!(beyond.received_ns, wall(8));
         assert_eq!(beyond.last.lsn, Lsn(8));
         assert!(beyond.to_string().contains("lsn:1/8"), "{beyond}");
-        drop(history);
         let none = lsn_of(PointSpec::Label("none".into())).await;
         assert!(matches!(none, Err(PointError::NoLabel { .. })));
         let twice = lsn_of(PointSpec::Label("twice".into())).await;

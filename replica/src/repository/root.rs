@@ -11,7 +11,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -276,7 +276,8 @@ fn create_durably(folder: &Path) -> io::Result<()> {
     }
     if let Some(parent) = folder.parent() {
         create_durably(parent)?;
-        match fs::create_dir(folder) {
+        // Whoever may read a repository may read every disk in it.
+        match fs::DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }

@@ -9,6 +9,8 @@ use object_store::memory::InMemory;
 use super::{Created, Repository, RepositoryError, keys};
 use crate::testing::faults::{Fault, FaultyStore};
 
+use std::os::unix::fs::PermissionsExt as _;
+
 const KEY: &str = "names/vm1";
 
 #[test]
@@ -31,6 +33,8 @@ fn a_key_is_created_once() {
             .await
             .expect("taken");
         assert_eq!(two, Created::Taken(one.clone()));
+        let top = folder.path().join("deep").metadata().expect("made");
+        assert_eq!(top.permissions().mode() & 0o777, 0o700, "for its owner");
         let again = Repository::open_existing(&url).await.expect("opened");
         assert_eq!(again.get(KEY).await.expect("read"), one);
         assert_eq!(

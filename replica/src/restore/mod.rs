@@ -12,6 +12,7 @@ mod tests;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
@@ -97,18 +98,23 @@ impl RestoreError {
     }
 }
 
-/// Writes every disk of an image into `folder`, which is created if it does not exist. Needs a
-/// tokio runtime: files are written on threads of their own.
+/// Writes every disk of an image into `folder`, which is created if it does not exist. Files are
+/// readable by their owner alone, and so is a folder that is created. They get their names once all
+/// of them are whole and durable. Needs a tokio runtime: files are written on threads of their own.
 ///
 /// # Errors
-/// What could not be read or written. Files that were begun are removed.
+/// What could not be read or written. Files that were begun are removed, also when this is dropped
+/// before its end.
 pub async fn restore(
     image: &Image,
     folder: &Path,
     format: RestoreFormat,
     mut progress: impl FnMut(RestoreProgress),
 ) -> Result<Vec<RestoredDisk>, RestoreError> {
-    fs::create_dir_all(folder).map_err(RestoreError::write(folder))?;
+    // Whoever may read a disk may read everything on it.
+    let mut builder = fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(folder);
+    made.map_err(RestoreError::write(folder))?;
     let paths: Vec<PathBuf> = image
         .disks()
         .iter()
@@ -146,9 +152,7 @@ pub async fn restore(
             data_bytes: state.bytes_written - before,
         });
     }
-    for file in files {
-        file.publish()?;
-    }
+    output::publish_all(&files)?;
     output::sync_folder(folder)?;
     Ok(restored)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
@@ -13,6 +13,8 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Storage,
     StorageOpenOptions,
 };
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::{RestoreError, RestoreFormat};
@@ -31,8 +33,15 @@ pub(super) struct Unfinished {
 
 impl Unfinished {
     /// Gives the file its name, unless something else has it.
-    pub(super) fn publish(self) -> Result<(), RestoreError> {
-        match fs::hard_link(&self.temporary, &self.path) {
+    fn publish(&self) -> Result<(), RestoreError> {
+        // Where a file system cannot rename without replacing, it may be able to link.
+        let given = match rename_noreplace(&self.temporary, &self.path) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                fs::hard_link(&self.temporary, &self.path)
+            }
+            given => given.map_err(io::Error::from),
+        };
+        match given {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(RestoreError::Exists(self.path.clone()))
@@ -47,6 +56,24 @@ impl Drop for Unfinished {
         // Nothing can be done about a leftover that cannot be removed; its name says what it is.
         let _ = fs::remove_file(&self.temporary);
     }
+}
+
+fn rename_noreplace(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+/// Gives all files their names, or none.
+pub(super) fn publish_all(files: &[Unfinished]) -> Result<(), RestoreError> {
+    for (done, file) in files.iter().enumerate() {
+        if let Err(error) = file.publish() {
+            for published in &files[..done] {
+                // A moment ago this was ours; if it cannot be removed, the error says what failed.
+                let _ = fs::remove_file(&published.path);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Makes the names in a folder durable.
@@ -76,6 +103,7 @@ impl Output {
         let raw = File::options()
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(&temporary);
         let raw = raw.map_err(RestoreError::write(&temporary))?;
         let file = Unfinished {

@@ -126,3 +126,52 @@ async fn a_damaged_chunk_leaves_no_file() {
     );
     assert_eq!(names(folder.path()), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn what_is_restored_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (_, session) = group(&Repository::in_memory()).await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = folder.path().join("new");
+    for (place, format) in [RestoreFormat::Raw, RestoreFormat::Qcow2]
+        .into_iter()
+        .enumerate()
+    {
+        let target = target.join(place.to_string());
+        let restored = restore(&image(&session), &target, format, |_| {}).await;
+        let mode = |path: &Path| path.metadata().expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(&target), 0o700);
+        for disk in restored.expect("restored") {
+            assert_eq!(mode(&disk.path), 0o600, "{:?}", disk.path);
+        }
+    }
+}
+
+#[tokio::test]
+async fn all_disks_get_their_names_or_none() {
+    let (_, session) = group(&Repository::in_memory()).await;
+    let image = image(&session);
+    let folder = tempfile::tempdir().expect("a folder");
+    let last = image.disks().last().expect("a disk").name.clone();
+    let last = format!("{last}.raw");
+    // Somebody makes a file of the last one's name meanwhile.
+    let path = folder.path().join(&last);
+    let failed = restore(&image, folder.path(), RestoreFormat::Raw, |_| {
+        std::fs::write(&path, "theirs").expect("written");
+    })
+    .await;
+    assert!(matches!(failed, Err(RestoreError::Exists(_))), "{failed:?}");
+    assert_eq!(names(folder.path()), [last]);
+    assert_eq!(std::fs::read(&path).expect("there"), b"theirs");
+
+    // One that is given up leaves nothing.
+    let folder = tempfile::tempdir().expect("a folder");
+    {
+        let restoring = restore(&image, folder.path(), RestoreFormat::Raw, |_| {});
+        let mut restoring = std::pin::pin!(restoring);
+        let begun = futures::poll!(restoring.as_mut());
+        assert!(begun.is_pending(), "{begun:?}");
+        assert_eq!(names(folder.path()).len(), 1);
+    }
+    assert_eq!(names(folder.path()), Vec::<String>::new());
+}

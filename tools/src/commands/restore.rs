@@ -2,8 +2,10 @@
 
 use afterimage_replica::repository::Repository;
 use afterimage_replica::restore::{RestoreFormat, RestoreProgress, restore};
+use anyhow::bail;
 use serde::Serialize;
 use std::path::Path;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::history;
 use crate::cli::ImageFormat;
@@ -59,11 +61,18 @@ pub async fn run(
         ImageFormat::Raw => RestoreFormat::Raw,
         ImageFormat::Qcow2 => RestoreFormat::Qcow2,
     };
-    let disks = restore(&image, target, format, |at: RestoreProgress| {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let restoring = restore(&image, target, format, |at: RestoreProgress| {
         bar.set_length(at.bytes_total);
         bar.set_position(at.bytes_done);
-    })
-    .await?;
+    });
+    // What is dropped before its end removes the files that it began.
+    let disks = tokio::select! {
+        restored = restoring => restored?,
+        _ = interrupt.recv() => bail!("interrupted: nothing was restored"),
+        _ = terminate.recv() => bail!("ended by a signal: nothing was restored"),
+    };
     bar.finish_and_clear();
     let restored = Restored {
         group: wanted.group.clone(),

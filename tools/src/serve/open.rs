@@ -492,7 +492,9 @@ fn new_log(
     };
     tracing::info!(group = %group.name, path = %group.log_path.display(), bytes = group.log_size, "writing a new log");
     if let Some(folder) = group.log_path.parent() {
-        fs::create_dir_all(folder).map_err(at(folder))?;
+        let mut builder = fs::DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(folder);
+        made.map_err(at(folder))?;
     }
     let file = create::create(&group.log_path, &new)?;
     let superblock = read_superblock(&group.log_path)?;

@@ -213,6 +213,8 @@ with scratch() as folder:
         marker = server.backing().with_name(server.backing().name + ".afterimage")
         aside = marker.with_suffix(".aside")
         for comes_back in [True, False]:
+            # The records of a pass are appended when they come: the log must fail by the write below.
+            server.wait_shipped()
             marker.rename(aside)
             file_limit(server.child.pid, LIMIT)
             client = Connection(server.socket).open_export("vm1/vda")

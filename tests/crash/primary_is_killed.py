@@ -179,17 +179,17 @@ def rounds(site):
         if gone:
             for client in site.clients:
                 client.stay_away()
-        reconnects = [client.reconnects for client in site.clients]
         way(site)
         kills[way.__name__.replace("_", " ")] += 1
         if gone:
             for client in site.clients:
                 client.finish()
         # At once: writes of the dead process may still be on their way to the disk.
+        dead_at = time.monotonic()
         site.server.start()
         if not gone:
-            for client, before in zip(site.clients, reconnects):
-                wait_until(lambda: client.check() or client.reconnects >= before + 2, "the connections to be back")
+            for client in site.clients:
+                wait_until(lambda: client.check() or client.attached_since(dead_at), "the connections to be back")
                 client.finish()
         site.flusher.finish()
         counts["flushes answered"] += site.flusher.answered

@@ -42,12 +42,14 @@ class ResendingClient:
         self._threads, self._errors = [], []
         self._lost = set()
         self._lock = threading.Lock()
+        self._attached_at = [None] * connections
 
     def start(self):
         """Begin writing, or go on after `finish`."""
         self._stop.clear()
         self._stay_away.clear()
         self._threads.clear()
+        self._attached_at = [None] * self.connections
         for number in range(self.connections):
             thread = threading.Thread(target=self._run, args=(number,), daemon=True)
             thread.start()
@@ -67,17 +69,26 @@ class ResendingClient:
         if self._errors:
             raise CheckFailed(f"a connection failed: {self._errors[0]}")
 
+    def attached_since(self, moment):
+        """Whether every connection has attached since then, be it for the first time or again."""
+        return all(at is not None and at >= moment for at in self._attached_at)
+
     def stay_away(self):
         """Do not reconnect after the next disconnect: the client is gone for good."""
         self._stay_away.set()
 
-    def _connect(self):
+    def _connect(self, number):
+        """A connection, or none when the client is to stay away and there is no server."""
         deadline = time.monotonic() + 120
         while True:
             try:
-                return Connection(self.path, patience_seconds=120).open_export(self.export)
+                connection = Connection(self.path, patience_seconds=120).open_export(self.export)
+                self._attached_at[number] = time.monotonic()
+                return connection
             except (OSError, ConnectionError, ExportRefused):
                 # Refused, too: a server that is about to end says so, and QEMU tries again.
+                if self._stay_away.is_set():
+                    return None
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
@@ -89,7 +100,9 @@ class ResendingClient:
             self._errors.append(f"connection {number}: {error!r}")
 
     def _write_until_stopped(self, number, dice):
-        connection, in_flight = self._connect(), {}
+        connection, in_flight = self._connect(number), {}
+        if connection is None:
+            return
         while in_flight or not self._stop.is_set():
             try:
                 while len(in_flight) < self.depth and not self._stop.is_set():
@@ -117,7 +130,9 @@ class ResendingClient:
                 connection.close()
                 if self._stay_away.is_set():
                     return
-                cookie, connection = connection.cookie, self._connect()
+                cookie, connection = connection.cookie, self._connect(number)
+                if connection is None:
+                    return
                 connection.cookie = cookie
                 with self._lock:
                     self.reconnects += 1

@@ -85,10 +85,17 @@ def report(path):
     if problem is None:
         print(f"ok    {name}  ({took:.1f} s)", flush=True)
         return True
-    tail = log_path.read_text(errors="replace").splitlines()[-40:]
-    lines = [f"FAIL  {name}  ({took:.1f} s): {problem}; all of it in {log_path}"]
-    print("\n".join(lines + [f"      | {line}" for line in tail]), flush=True)
+    said = log_path.read_text(errors="replace").splitlines()
+    # The reason stands in the same line: it must be there where only a part of the output is kept.
+    lines = [f"FAIL  {name}  ({took:.1f} s): {problem}: {reason(said)[:400]}; all of it in {log_path}"]
+    print("\n".join(lines + [f"      | {line}" for line in said[-40:]]), flush=True)
     return False
+
+
+def reason(said):
+    """Of what a failed script printed, the line that says why: that of its exception, or the last one."""
+    exceptions = [line for line in said if re.match(r"[\w.]+(Error|Failed|Refused|Expired)\b", line)]
+    return (exceptions or said or ["it printed nothing"])[-1].strip()
 
 
 def interrupted(*_):

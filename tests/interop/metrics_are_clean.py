@@ -13,7 +13,10 @@ log_unshipped_bytes log_undestaged_bytes ring_used_bytes ring_size_bytes write_s
 nbd_request_duration_seconds nbd_connections log_sync_duration_seconds shipped_bytes_total
 segment_payload_bytes_total checkpoints_total last_checkpoint_timestamp_seconds freeze_window_seconds
 pass_remaining_bytes history_gap_seconds_total oldest_point_timestamp_seconds last_verified_timestamp_seconds
-certificate_expiry_timestamp_seconds""".split()
+certificate_expiry_timestamp_seconds errors_total replication_errors_total""".split()
+# Not at all before it has happened would hide the first from increase().
+FROM_THE_START = ['errors_total{group="vm1",kind="log"} 0', 'errors_total{group="vm1",kind="backing"} 0',
+                  'errors_total{group="vm1",kind="history_gap"} 0']
 GUEST = '[[group.guest]]\nfreeze = ["/bin/true"]\nthaw = ["/bin/true"]'
 
 
@@ -32,6 +35,7 @@ with scratch() as folder:
         client.flush()
         client.read(0, 4096)
         server.checkpoint("one")
+        server.cli("checkpoint", "vm1", "--app")
         server.wait_shipped()
         server.cli("verify", "vm1")
         wait_until(lambda: "\nafterimage_last_verified_timestamp_seconds" in scraped(server), "the result of the check")
@@ -40,6 +44,13 @@ with scratch() as folder:
     checked = run("promtool", "check", "metrics", input=text)
     expect_equal((checked.stdout + checked.stderr).strip(), "", "promtool's remarks")
     expect_equal([name for name in NAMES if f"\nafterimage_{name}" not in f"\n{text}"], [], "names that are missing")
+    lines = [line.removeprefix("afterimage_") for line in text.splitlines()]
+    expect_equal([line for line in FROM_THE_START if line not in lines], [], "counters that are not there yet")
+    for kind in ("crash", "application"):
+        last = f'last_checkpoint_timestamp_seconds{{group="vm1",kind="{kind}"}} '
+        expect(any(line.startswith(last) for line in lines), f"the time of the last {kind} checkpoint")
+    files = {line.split('file="')[1].split('"')[0] for line in lines if line.startswith("certificate_expiry")}
+    expect_equal(len(files), 2, f"certificates shown, one's own and the CA's: {files}")
     expect_equal(urllib.request.urlopen(f"{base}/healthz", timeout=30).status, 200, "healthz")
     for path in ["/v1/status", "/v1/groups/vm1/points", "/"]:
         try:

@@ -319,6 +319,7 @@ impl<S: Storage> Engine<S> {
             log_bytes: self.space.area_blocks() * BLOCK,
             // Frames that wait for room have a place already.
             log_bytes_used: self.space.used_blocks().min(self.space.area_blocks()) * BLOCK,
+            log_bytes_gap_from: trim::pressure_from(self.space.area_blocks()) * BLOCK,
             log_bytes_undestaged: self.space.blocks_above(self.destage.destaged) * BLOCK,
             waiting_bytes: self.writes.waiting_bytes as u64,
             log_errno: self.failure.log_errno,

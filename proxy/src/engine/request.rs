@@ -190,6 +190,8 @@ pub struct EngineStatus {
     pub log_bytes: u64,
     /// Bytes of it that may not be overwritten yet.
     pub log_bytes_used: u64,
+    /// When more of it is in use, records leave it although a sink lacks them.
+    pub log_bytes_gap_from: u64,
     /// Bytes of it that hold records not yet in the backings.
     pub log_bytes_undestaged: u64,
     /// Bytes of payload that wait for room or for a merge.

@@ -131,6 +131,11 @@ impl Trim {
     }
 }
 
+/// Of a log with so many blocks, how many may be in use before unshipped records have to go.
+pub(super) const fn pressure_from(area_blocks: u64) -> u64 {
+    area_blocks / 8 * 7
+}
+
 impl<S: Storage> Engine<S> {
     /// Writes a superblock if one is due.
     ///
@@ -141,7 +146,7 @@ impl<S: Storage> Engine<S> {
         }
         let area = self.space.area_blocks();
         let used = self.space.used_blocks();
-        let pressure = self.commit.blocked || used > area / 8 * 7;
+        let pressure = self.commit.blocked || used > pressure_from(area);
         let extents = self.passable_extents(pressure);
         if extents == 0 && pressure {
             self.mark_dirty_sinks();

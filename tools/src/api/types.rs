@@ -74,6 +74,9 @@ pub struct GroupStatus {
     pub oldest_point_wall_ns: Option<u64>,
     /// When that history was last read and found whole.
     pub last_verified_wall_ns: Option<u64>,
+    /// Last crash-consistent one since the start.
+    #[serde(default)]
+    pub last_crash: Option<CheckpointDone>,
     /// Last application-consistent one since the start.
     #[serde(default)]
     pub last_application: Option<CheckpointDone>,
@@ -123,6 +126,13 @@ pub struct TargetStatus {
     pub payload_bytes: u64,
     /// Segments acknowledged since the start.
     pub segments: u64,
+    /// Sessions that ended with an error since the start.
+    #[serde(default)]
+    pub sessions_ended: u64,
+    /// Times that the target was found with other content than ours, or without what it had
+    /// acknowledged, since the start.
+    #[serde(default)]
+    pub diverged: u64,
     /// Whether unshipped records left the log: a pass is due.
     pub gap: bool,
     /// Pass that runs.
@@ -153,6 +163,15 @@ pub struct ReceivedStatus {
     pub last_wall_ns: Option<u64>,
     /// Whether a primary was heard of lately.
     pub connected: bool,
+    /// Segments refused since the start, because their records are here with other content.
+    #[serde(default)]
+    pub refused_diverged: u64,
+    /// Primaries and segments refused since the start, because a newer primary has taken over.
+    #[serde(default)]
+    pub refused_fenced: u64,
+    /// Passes dropped since the start, because their end did not match.
+    #[serde(default)]
+    pub passes_dropped: u64,
     /// Oldest moment that can be restored.
     pub oldest_point_wall_ns: Option<u64>,
     /// When its history was last read and found whole.

@@ -20,7 +20,7 @@ pub async fn run(repository: &Repository, group: &str, output: Output) -> anyhow
 }
 
 fn text(list: &PointList, now: Timestamp) -> String {
-    let mut rows = table(&["TIME", "POINT", "KIND", "AGE", "CHANGED"]);
+    let mut rows = table(&["TIME", "POINT", "LSN", "KIND", "AGE", "CHANGED"]);
     let mut gaps = list.gaps.iter().peekable();
     let mut before = None;
     let mut notes = String::new();
@@ -29,11 +29,12 @@ fn text(list: &PointList, now: Timestamp) -> String {
         if let Some(last) = before {
             let why = gaps.next().map_or("gap", |gap| why(&gap.cause));
             let length = gap(last, span.first_wall_ns);
-            rows.add_row(["", "--- gap ---", why, "", &length]);
+            rows.add_row(["", "--- gap ---", "", why, "", &length]);
         }
         rows.add_row([
             local_time(span.first_wall_ns),
             format!("lsn:{}/{}", span.epoch, span.first_lsn),
+            lsn(span.epoch, span.first_lsn),
             "first".to_owned(),
             age(span.first_wall_ns, now),
             String::new(),
@@ -44,6 +45,7 @@ fn text(list: &PointList, now: Timestamp) -> String {
             rows.add_row([
                 local_time(point.wall_ns),
                 point.point.clone(),
+                lsn(point.epoch, point.lsn),
                 format!("{} ({})", point.kind, point.trigger),
                 age(point.wall_ns, now),
                 bytes(point.changed_bytes),
@@ -52,6 +54,7 @@ fn text(list: &PointList, now: Timestamp) -> String {
         rows.add_row([
             local_time(span.last_wall_ns),
             format!("lsn:{}/{}", span.epoch, span.last_lsn),
+            lsn(span.epoch, span.last_lsn),
             "last".to_owned(),
             age(span.last_wall_ns, now),
             String::new(),
@@ -59,7 +62,7 @@ fn text(list: &PointList, now: Timestamp) -> String {
         before = Some(span.last_wall_ns);
     }
     if gaps.next().is_some_and(|gap| gap.before_wall_ns.is_none()) {
-        rows.add_row(["", "--- gap ---", "open", "", ""]);
+        rows.add_row(["", "--- gap ---", "", "open", "", ""]);
     }
     let mut text = table_text(&rows);
     if list.spans.is_empty() {
@@ -77,6 +80,11 @@ fn text(list: &PointList, now: Timestamp) -> String {
         );
     }
     text
+}
+
+/// An LSN as it is written for a point.
+fn lsn(epoch: u64, lsn: u64) -> String {
+    format!("{epoch}/{lsn}")
 }
 
 /// What is known about the freeze for a point: its window, or why it stayed crash-consistent.
@@ -159,7 +167,10 @@ mod tests {
             "{text}"
         );
         assert!(lines[3].contains("records are missing"), "{text}");
-        assert!(lines[5].contains("noon"), "{text}");
+        assert!(
+            lines[5].contains("noon") && lines[5].contains(" 1/25 "),
+            "{text}"
+        );
         assert!(
             lines[7].contains("gap") && lines[7].contains("open"),
             "{text}"

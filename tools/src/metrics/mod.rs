@@ -31,8 +31,8 @@ pub struct Snapshot {
     pub groups: Vec<GroupNumbers>,
     /// What repositories of this machine hold.
     pub histories: Vec<HistoryNumbers>,
-    /// Certificates: name and end of validity in seconds since 1970.
-    pub certificates: Vec<(String, i64)>,
+    /// Certificates: use, file and end of validity in seconds since 1970.
+    pub certificates: Vec<(&'static str, String, i64)>,
 }
 
 /// Numbers of a group that `status` does not show.
@@ -138,6 +138,24 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
             &labels,
             connected,
         );
+        f.gauge(
+            "received_alarm",
+            "Whether there is something about the group that an administrator has to look at; status says what.",
+            &labels,
+            f64::from(u8::from(group.alarm.is_some())),
+        );
+        for (kind, count) in [
+            ("diverged", group.refused_diverged),
+            ("fenced", group.refused_fenced),
+            ("pass_dropped", group.passes_dropped),
+        ] {
+            f.counter(
+                "received_errors_total",
+                "Refused or dropped by this replica, by kind.",
+                &[("group", &group.name), ("kind", kind)],
+                count as f64,
+            );
+        }
     }
     f.gauge(
         "image_exports",
@@ -145,11 +163,11 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
         &[],
         status.exports.len() as f64,
     );
-    for (name, end) in &snapshot.certificates {
+    for (name, file, end) in &snapshot.certificates {
         f.gauge(
             "certificate_expiry_timestamp_seconds",
             "End of a certificate's validity.",
-            &[("certificate", name)],
+            &[("certificate", name), ("file", file)],
             *end as f64,
         );
     }
@@ -229,12 +247,10 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
             disk.bytes as f64,
         );
     }
-    let application = group.last_application.as_ref();
-    let crash = group.last_checkpoint.as_ref().filter(|p| p.kind == "crash");
-    for point in crash.into_iter().chain(application) {
+    for point in group.last_crash.iter().chain(&group.last_application) {
         f.gauge(
             "last_checkpoint_timestamp_seconds",
-            "Time of the last checkpoint.",
+            "Time of the last checkpoint since the start.",
             &[("group", name), ("kind", &point.kind)],
             seconds(point.wall_ns),
         );
@@ -321,6 +337,17 @@ fn target_metrics(f: &mut Families, group: &GroupStatus, target: &TargetStatus) 
         &labels,
         target.segments as f64,
     );
+    for (kind, count) in [
+        ("diverged", target.diverged),
+        ("session", target.sessions_ended),
+    ] {
+        f.counter(
+            "replication_errors_total",
+            "Errors of shipping: sessions that ended, and content at the target that is not ours.",
+            &[labels[0], labels[1], ("kind", kind)],
+            count as f64,
+        );
+    }
     let remaining = target
         .pass
         .map_or(0, |pass| pass.total_bytes.saturating_sub(pass.done_bytes));

@@ -8,6 +8,7 @@ fn snapshot() -> Snapshot {
         url: "file:///srv/\"repo\"".into(),
         state: "shipping".into(),
         recoverable_wall_ns: Some(1_700_000_000_500_000_000),
+        sessions_ended: 4,
         pass: Some(PassStatus {
             done_bytes: 1,
             total_bytes: 4097,
@@ -23,8 +24,14 @@ fn snapshot() -> Snapshot {
             bytes: 7,
             ..DiskStatus::default()
         }],
-        last_checkpoint: Some(CheckpointDone {
+        last_crash: Some(CheckpointDone {
             kind: "crash".into(),
+            wall_ns: 2_000_000_000,
+            ..CheckpointDone::default()
+        }),
+        last_application: Some(CheckpointDone {
+            kind: "application".into(),
+            wall_ns: 3_000_000_000,
             ..CheckpointDone::default()
         }),
         ..GroupStatus::default()
@@ -49,6 +56,8 @@ fn snapshot() -> Snapshot {
             received: vec![ReceivedStatus {
                 name: "vm1".into(),
                 last_wall_ns: Some(1),
+                refused_fenced: 5,
+                alarm: Some("look".into()),
                 ..ReceivedStatus::default()
             }],
             ..StatusReport::default()
@@ -60,7 +69,7 @@ fn snapshot() -> Snapshot {
             last_verified_ns: Some(1_650_000_000_000_000_000),
             damaged_objects: Some(2),
         }],
-        certificates: vec![("replica".into(), 1_700_000_000)],
+        certificates: vec![("replica", "/etc/replica.pem".into(), 1_700_000_000)],
     }
 }
 
@@ -100,6 +109,12 @@ fn numbers_are_where_they_belong() {
         "afterimage_oldest_point_timestamp_seconds{group=\"vm1\"} 1600000000",
         "afterimage_last_verified_timestamp_seconds{group=\"vm1\"} 1650000000",
         "afterimage_verify_damaged_objects{group=\"vm1\"} 2",
+        "afterimage_last_checkpoint_timestamp_seconds{group=\"vm1\",kind=\"crash\"} 2",
+        "afterimage_last_checkpoint_timestamp_seconds{group=\"vm1\",kind=\"application\"} 3",
+        "afterimage_replication_errors_total{group=\"vm1\",kind=\"session\",target=\"file:///srv/\\\"repo\\\"\"} 4",
+        "afterimage_received_errors_total{group=\"vm1\",kind=\"fenced\"} 5",
+        "afterimage_received_alarm{group=\"vm1\"} 1",
+        "afterimage_certificate_expiry_timestamp_seconds{certificate=\"replica\",file=\"/etc/replica.pem\"} 1700000000",
         "afterimage_log_sync_duration_seconds_bucket{group=\"vm1\",le=\"0.01\"} 5",
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -6,6 +6,8 @@ use afterimage_replica::group::GroupError as HistoryError;
 use afterimage_replica::image::{ChunkCache, Image};
 use afterimage_replica::points::{Beyond, resolve};
 use afterimage_replica::receive::Receiver;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
@@ -283,17 +285,38 @@ impl Daemon {
         metrics::render(&snapshot).map_err(|error| ApiError::Failed(error.to_string()))
     }
 
-    fn certificates(&self) -> Vec<(String, i64)> {
+    /// Every certificate in use, and those that vouch for peers, each file once per use.
+    fn certificates(&self) -> Vec<(&'static str, String, i64)> {
         let replica = self.config.replica.as_ref().and_then(|r| r.tls.as_ref());
-        let replica = replica.map(|tls| ("replica", tls.get_ref().cert.as_path()));
+        let replica = replica.map(|tls| {
+            let tls = tls.get_ref();
+            ("replica", &tls.cert, tls.client_ca.as_ref())
+        });
         let sinks = self.config.groups.iter().flat_map(|group| &group.to);
-        let ship = sinks.filter_map(|sink| sink.tls.as_ref()).next();
-        let ship = ship.map(|tls| ("ship", tls.cert.as_path()));
-        let nbd = self.config.listeners.iter().find_map(|l| l.tls.as_ref());
-        let nbd = nbd.map(|tls| ("nbd", tls.cert.as_path()));
-        let known = [replica, ship, nbd].into_iter().flatten();
-        known
-            .filter_map(|(name, path)| Some((name.to_owned(), identity_in(path).ok()?.not_after())))
+        let ship = sinks.filter_map(|sink| {
+            let tls = sink.tls.as_ref()?;
+            Some(("ship", &tls.cert, Some(&tls.ca)))
+        });
+        let nbd = self.config.listeners.iter();
+        let nbd = nbd.filter_map(|listener| {
+            let tls = listener.tls.as_ref()?;
+            Some(("nbd", &tls.cert, tls.client_ca.as_ref()))
+        });
+        let files: BTreeSet<(&'static str, &Path)> = replica
+            .into_iter()
+            .chain(ship)
+            .chain(nbd)
+            .flat_map(|(name, cert, ca)| {
+                let files = [Some(cert), ca].into_iter().flatten();
+                files.map(move |file| (name, file.as_path()))
+            })
+            .collect();
+        files
+            .into_iter()
+            .filter_map(|(name, path)| {
+                let end = identity_in(path).ok()?.not_after();
+                Some((name, path.display().to_string(), end))
+            })
             .collect()
     }
 }

@@ -123,6 +123,8 @@ impl TargetTask {
 pub struct Notes {
     /// Last checkpoint since the start.
     pub last_checkpoint: Option<CheckpointDone>,
+    /// Last crash-consistent one since the start.
+    pub last_crash: Option<CheckpointDone>,
     /// Checkpoints by result.
     pub checkpoints_ok: u64,
     /// Checkpoints that failed.
@@ -130,7 +132,7 @@ pub struct Notes {
     /// What is known about the guest's freezes.
     pub guest: GuestNotes,
     /// Errors by kind.
-    pub errors: HashMap<&'static str, u64>,
+    pub errors: ErrorCounts,
     /// The log failed with this errno.
     pub log_failed: Option<i32>,
     /// A backing fails with this errno.
@@ -145,8 +147,34 @@ pub struct Notes {
     pub write_rate: u64,
     /// Bytes written at the last look.
     pub written_before: u64,
+    /// Bytes per second that came into the log lately: headers and blocks that were written in part
+    /// count whole.
+    pub log_rate: u64,
+    /// Bytes that had come into the log at the last look.
+    pub logged_before: u64,
     /// Newest and oldest record of the log at the last look.
     looked_at: Option<(Lsn, Lsn)>,
+}
+
+impl Notes {
+    /// A checkpoint was taken.
+    pub fn note_checkpoint(&mut self, done: &CheckpointDone) {
+        self.last_checkpoint = Some(done.clone());
+        if done.kind == "crash" {
+            self.last_crash = Some(done.clone());
+        }
+    }
+}
+
+/// Errors since the start.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ErrorCounts {
+    /// The log failed.
+    pub log: u64,
+    /// A backing began to fail.
+    pub backing: u64,
+    /// Records left the log before a target had them.
+    pub history_gap: u64,
 }
 
 /// How much time of a group's history a target lacks.
@@ -361,7 +389,7 @@ impl Running {
         let still = notes.looked_at.replace(log) == Some(log);
         let without_log = notes.detached || notes.log_failed.is_some();
         let open = notes.gaps.iter().any(|gap| gap.since_ns.is_some());
-        still && notes.write_rate == 0 && !open && !without_log
+        still && notes.write_rate == 0 && notes.log_rate == 0 && !open && !without_log
     }
 
     /// Runs beside the group and ends with it.
@@ -426,7 +454,7 @@ impl Running {
                     ..CheckpointDone::default()
                 };
                 notes.checkpoints_ok += 1;
-                notes.last_checkpoint = Some(done.clone());
+                notes.note_checkpoint(&done);
                 Ok(done)
             }
             Err(error) => {
@@ -453,7 +481,7 @@ impl Running {
             GroupEvent::LogFailed { errno } => {
                 tracing::error!(%group, errno, "the log failed: nothing more becomes durable in it");
                 notes.log_failed = Some(errno);
-                *notes.errors.entry("log").or_default() += 1;
+                notes.errors.log += 1;
             }
             GroupEvent::Detached => {
                 tracing::error!(%group, "the group runs without a log from now on");
@@ -462,7 +490,7 @@ impl Running {
             GroupEvent::BackingFailing { disk, errno } => {
                 tracing::error!(%group, disk = disk.0, errno, "a backing fails; it is tried again");
                 notes.backing_failing = Some((disk.0, errno));
-                *notes.errors.entry("backing").or_default() += 1;
+                notes.errors.backing += 1;
             }
             GroupEvent::BackingRecovered => {
                 tracing::info!(%group, "all backings work again");
@@ -471,7 +499,7 @@ impl Running {
             GroupEvent::HistoryGap { sink, lsn } => {
                 let target = self.targets.get(sink).map_or("?", |t| t.url.as_str());
                 tracing::warn!(%group, target, %lsn, "unshipped records left the log: history has a gap, a new pass is due");
-                *notes.errors.entry("history_gap").or_default() += 1;
+                notes.errors.history_gap += 1;
             }
         }
     }

@@ -248,7 +248,9 @@ impl Host for GroupHost {
             let mut notes = self.running.notes();
             notes.guest.under_way = false;
             notes.guest.take(&report, &done);
-            notes.last_checkpoint = Some(done.clone());
+            if done.lsn > 0 {
+                notes.note_checkpoint(&done);
+            }
         }
         let group = &self.running.config.name;
         match done.freeze.as_ref().and_then(|f| f.reason.as_deref()) {

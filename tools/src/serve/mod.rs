@@ -399,6 +399,10 @@ async fn measure_rates(served: Arc<Served>) {
             // Half of what was: short pauses do not hide a busy guest.
             notes.write_rate = u64::midpoint(notes.write_rate, now);
             notes.written_before = written;
+            let logged = snapshot.engine.log_written_bytes;
+            let now = logged.saturating_sub(notes.logged_before) / RATE_EVERY.as_secs();
+            notes.log_rate = u64::midpoint(notes.log_rate, now);
+            notes.logged_before = logged;
         }
     }
 }

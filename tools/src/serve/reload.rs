@@ -184,6 +184,16 @@ fn differences(running: &Config, read: &Config) -> Vec<String> {
             text(&(&read.api_socket, read.metrics)),
         ),
         ("ring_dir", text(&running.ring_dir), text(&read.ring_dir)),
+        (
+            "ring_budget",
+            text(&running.ring_budget),
+            text(&read.ring_budget),
+        ),
+        (
+            "guest_state",
+            text(&running.guest_state),
+            text(&read.guest_state),
+        ),
         ("workers", text(&running.workers), text(&read.workers)),
         ("[replica]", replica(running), replica(read)),
     ] {

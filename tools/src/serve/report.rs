@@ -53,7 +53,9 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let (state, reason) = state(&notes, &engine, &targets);
     let unshipped = targets.iter().map(|t| t.backlog_bytes).max().unwrap_or(0);
     let away = targets.iter().any(|t| t.state != "shipping");
-    let left = engine.log_bytes.saturating_sub(engine.log_bytes_used);
+    let left = engine
+        .log_bytes_gap_from
+        .saturating_sub(engine.log_bytes_used);
     let identity = group.handle.identity();
     let status = GroupStatus {
         name: group.config.name.clone(),
@@ -73,7 +75,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         ring_used_bytes: engine.ring_bytes_used,
         written_bytes: engine.written_bytes,
         write_rate: notes.write_rate,
-        gap_in_seconds: (away && notes.write_rate > 0).then(|| left / notes.write_rate),
+        gap_in_seconds: (away && notes.log_rate > 0).then(|| left / notes.log_rate),
         connections: snapshot.connections.len() as u32,
         clients: clients(group, &snapshot.connections),
         disks: group
@@ -87,6 +89,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
             .collect(),
         targets,
         last_checkpoint: notes.last_checkpoint.clone(),
+        last_crash: notes.last_crash.clone(),
         last_application: notes.guest.last.clone(),
         guest_alarm: notes.guest.alarm(),
         ..GroupStatus::default()
@@ -260,6 +263,8 @@ fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> Targe
         shipped_bytes: ship.sent_bytes_total,
         payload_bytes: ship.sent_payload_bytes_total,
         segments: ship.sent_segments_total,
+        sessions_ended: ship.reconnects_total,
+        diverged: ship.divergences_total,
         gap,
         pass: ship.pass.map(|pass| PassStatus {
             done_bytes: pass.blocks_done * BLOCK,
@@ -290,12 +295,6 @@ fn buckets(histogram: &DurationHistogram) -> Buckets {
 }
 
 fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]) -> GroupNumbers {
-    let mut errors: Vec<(&'static str, u64)> = notes
-        .errors
-        .iter()
-        .map(|(kind, count)| (*kind, *count))
-        .collect();
-    errors.sort_unstable();
     GroupNumbers {
         write_stall_seconds: engine.stall_ns as f64 / 1e9,
         requests: DURATION_OPS
@@ -318,7 +317,11 @@ fn numbers(notes: &Notes, engine: &EngineStatus, durations: &[DurationHistogram]
             ("application", "failed", notes.guest.failed),
         ],
         freeze: notes.guest.numbers(),
-        errors,
+        errors: vec![
+            ("backing", notes.errors.backing),
+            ("history_gap", notes.errors.history_gap),
+            ("log", notes.errors.log),
+        ],
         ..GroupNumbers::default()
     }
 }
@@ -360,6 +363,9 @@ pub(super) fn received(name: &str, group: &Group) -> ReceivedStatus {
         last_lsn: lsn,
         last_wall_ns: (status.newest_record_ns > 0).then_some(status.newest_record_ns),
         connected: heard < CONNECTED_WITHIN,
+        refused_diverged: status.diverged,
+        refused_fenced: status.fenced,
+        passes_dropped: status.passes_dropped,
         oldest_point_wall_ns: None,
         last_verified_wall_ns: None,
         alarm: status.alarm.clone().or(match status.intake {

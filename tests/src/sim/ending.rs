@@ -130,8 +130,9 @@ impl Run {
                         self.revive().await?;
                         Ok(false)
                     }
-                    // The claims say attached then, which is true.
-                    Err(_) if self.storage_broken => Ok(true),
+                    // The claims say attached then, which is true. A log that is not clean behind
+                    // a drain lost the write of its superblock.
+                    Err(_) if self.storage_broken || self.log_wrong => Ok(true),
                     Err(error) => Err(format!("leaving the disks: {error}")),
                 };
             }

@@ -111,7 +111,7 @@ fn numbers_are_where_they_belong() {
         "afterimage_verify_damaged_objects{group=\"vm1\"} 2",
         "afterimage_last_checkpoint_timestamp_seconds{group=\"vm1\",kind=\"crash\"} 2",
         "afterimage_last_checkpoint_timestamp_seconds{group=\"vm1\",kind=\"application\"} 3",
-        "afterimage_replication_errors_total{group=\"vm1\",kind=\"session\",target=\"file:///srv/\\\"repo\\\"\"} 4",
+        "afterimage_replication_errors_total{group=\"vm1\",target=\"file:///srv/\\\"repo\\\"\",kind=\"session\"} 4",
         "afterimage_received_errors_total{group=\"vm1\",kind=\"fenced\"} 5",
         "afterimage_received_alarm{group=\"vm1\"} 1",
         "afterimage_certificate_expiry_timestamp_seconds{certificate=\"replica\",file=\"/etc/replica.pem\"} 1700000000",

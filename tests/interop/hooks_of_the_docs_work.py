@@ -2,8 +2,8 @@
 
 Each is a `[[group.guest]]` before an agent that is made up. Seen from inside the window: PostgreSQL's
 session in backup mode is there, MariaDB takes no write, a write to the file system waits. Afterwards all
-is as before; also when a server does not answer, when a thaw comes without a freeze, and when the daemon
-was killed in the window.
+is as before; also when a server does not answer, when a thaw comes without a freeze, when the daemon
+was killed in the window, and when a freeze waits for the very thing that it froze and cannot be killed.
 """
 
 import contextlib
@@ -165,5 +165,19 @@ with scratch() as folder, loop_device(folder / "image", 32 << 20) as device, Mou
         expect_equal(refused["kind"], "crash", f"kind: {refused}")
         expect("No such file or directory" in refused["freeze"]["reason"], f"why: {refused}")
         expect(maria.takes_writes(), "the other database goes on")
+        # A freeze that writes to what it froze: no signal ends that write, only the thaw does. It counts
+        # once nothing of the freeze lives any more.
+        stuck = f'["sh", "-c", "fsfreeze --freeze {mounted.path} && echo frozen > {mounted.path}/file"]'
+        thaw = f'["{folder}/thaw", "{mounted.path}"]'
+        config = server.config.read_text()
+        agents = f"guest = [{{ freeze = {stuck}, thaw = {thaw} }}]\ncheckpoint = {{ freeze_limit = \"2s\" }}"
+        config = config.replace(f"guest = [{', '.join(guests)}]", agents)
+        server.config.write_text(config)
+        server.restart()
+        refused = json.loads(server.cli("--json", "checkpoint", "vm1", "--app", "--label", "stuck", ok=False).stdout)
+        expect_equal(refused["kind"], "crash", f"kind: {refused}")
+        expect("did not answer" in refused["freeze"]["reason"], f"why: {refused}")
+        wait_until(lambda: not list((server.folder / "guest").glob("*.intent")), "the stuck freeze to be thawed", 60)
+        expect(mounted.takes_writes(), "the file system takes writes again")
     maria.child.terminate()
     agent.close()

@@ -3,12 +3,14 @@
 Once by the watchdog alone, while the daemon stays away, and once with the daemon started
 again at once. Afterwards no intent is left, the point (if there is one) is crash-consistent,
 and the next checkpoint is application-consistent. Before that, seen from outside: the intent and
-its folder are synced before the agent is asked to freeze.
+its folder are synced before the agent is asked to freeze. And a daemon that hangs in the window, so
+that nobody else can reach the agent, is killed by the watchdog.
 """
 # limit: 400
 
 import json
 import re
+import signal
 import threading
 
 from harness.agent import FakeGuest
@@ -86,6 +88,20 @@ with scratch() as folder:
                     server.start()
                 after = json.loads(checkpoint(server, f"after-{label}").stdout)
                 expect_equal(after["kind"], "application", f"kind of the next one: {after}")
+        def hang(command, when):
+            if (command, when) == ("fsfreeze-freeze", "after"):
+                server.child.process.send_signal(signal.SIGSTOP)
+
+        guest.hook = hang
+        checkpoint(server, "killed-while-it-hung")
+        guest.hook = lambda command, when: None
+        expect_equal(server.child.wait(), -signal.SIGKILL, "end of a daemon that hangs while its guest is frozen")
+        wait_until(lambda: not intents(), "the intent of a daemon that hung to go")
+        expect_equal(guest.frozen_since, None, "frozen after the end of a daemon that hung")
+        server.start()
+        after = json.loads(checkpoint(server, "after-it-hung").stdout)
+        expect_equal(after["kind"], "application", f"kind of the next one: {after}")
+
         server.wait_shipped()
         points = json.loads(run(binary(), "--config", server.config, "--json", "points", "vm1").stdout)["points"]
         kinds = {point["label"]: point["kind"] for point in points}
@@ -94,7 +110,7 @@ with scratch() as folder:
             if (kind == "application") == label.startswith("killed")
         }
         expect_equal(wrong, {}, "points with the wrong kind")
-        expect_equal(sum(kind == "application" for kind in kinds.values()), 2 + 2 * len(STEPS), "confirmed points")
+        expect_equal(sum(kind == "application" for kind in kinds.values()), 3 + 2 * len(STEPS), "confirmed points")
         killed = [point for point in points if point["label"].startswith("killed")]
         expect(killed, "kills behind the marker left points")
         for point in killed:

@@ -27,6 +27,7 @@ pub struct Freezer(Arc<Shared>);
 struct Shared {
     folder: IntentFolder,
     intent: Intent,
+    limits: Limits,
     guard: Mutex<Option<Guard>>,
     lock: Mutex<Option<GroupLock>>,
 }
@@ -52,6 +53,7 @@ impl Freezer {
         Ok(Some(Self(Arc::new(Shared {
             folder,
             intent,
+            limits,
             guard: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         }))))
@@ -92,6 +94,23 @@ impl Freezer {
         Ok(())
     }
 
+    /// Tells the watchdog that a guest is asked to freeze now.
+    pub fn freezing(&self) {
+        self.to_watchdog(|guard| guard.freezing(self.0.limits.freeze));
+    }
+
+    /// Tells the watchdog that the run goes on.
+    pub fn alive(&self) {
+        self.to_watchdog(Guard::alive);
+    }
+
+    fn to_watchdog(&self, tell: impl FnOnce(&Guard)) {
+        let guard = self.0.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = &*guard {
+            tell(guard);
+        }
+    }
+
     /// Everybody is thawed: removes the intent, lets the watchdog and the lock go.
     pub fn release(&self) {
         let Shared {
@@ -99,6 +118,7 @@ impl Freezer {
             intent,
             guard,
             lock,
+            ..
         } = &*self.0;
         if let Err(error) = folder.remove(intent) {
             tracing::error!(group = %intent.group, %error, "the intent to freeze cannot be removed");

@@ -52,6 +52,8 @@ pub struct Survey {
     pub freezable: Vec<String>,
     /// What cannot.
     pub skipped: Vec<String>,
+    /// What was to be frozen and is not mounted. The agent would leave it out without a word.
+    pub missing: Vec<String>,
 }
 
 /// Why there was no answer that could be used.

@@ -183,7 +183,7 @@ impl Exec {
             }),
             Request::Survey => Ok(Answer::Survey(Survey {
                 freezable: vec![format!("what '{}' freezes", self.freeze.join(" "))],
-                skipped: Vec::new(),
+                ..Survey::default()
             })),
             Request::Freeze => {
                 self.thawed = false;

@@ -3,6 +3,7 @@
 use super::agent::Request;
 use super::provider::{Order, Provider};
 use super::sequence::{self, Action, Input, Report, Sequence};
+use super::watchdog::SIGN_EVERY;
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::Lsn;
 use std::future::Future;
@@ -21,6 +22,10 @@ pub trait Host: Send + Sync {
     fn write_intent(&self) -> Step<()>;
     /// Returns when the watchdog has read the intent.
     fn arm_watchdog(&self) -> Step<()>;
+    /// A guest is asked to freeze now.
+    fn freezing(&self) {}
+    /// The run goes on; said again and again once a freeze was asked.
+    fn alive(&self) {}
     /// Appends the checkpoint; returns when it has its LSN and survives the process.
     fn mark(&self) -> Step<Lsn>;
     /// Appends what became of it, durably.
@@ -45,6 +50,7 @@ pub async fn run(mut sequence: Sequence, providers: Vec<Provider>, host: Arc<dyn
         agents.push(orders);
     }
     sequence.handle(begun.elapsed(), Input::Start);
+    let mut sign = tokio::time::interval(SIGN_EVERY);
     let mut told = 0;
     loop {
         let mut finished = false;
@@ -63,6 +69,10 @@ pub async fn run(mut sequence: Sequence, providers: Vec<Provider>, host: Arc<dyn
             biased;
             Some(input) = inputs.recv() => input,
             () = sleep_until(deadline) => Input::Tick,
+            _ = sign.tick(), if sequence.freeze_asked() => {
+                host.alive();
+                continue;
+            }
         };
         sequence.handle(begun.elapsed(), input);
     }
@@ -101,6 +111,9 @@ fn act(
             request,
         } => {
             trace(agent, request);
+            if request == Request::Freeze {
+                host.freezing();
+            }
             tell(agent, Order::Ask(ask, request));
         }
         Action::Cancel { agent } => {

@@ -2,14 +2,15 @@
 //!
 //! Pure: the time goes in, the next due time comes out. A run that was missed (the process was
 //! down, the machine asleep) is not made up for: the next due time is always after `now`, so runs
-//! never pile up. Groups with the same interval are spread over it by their identity, so that a
-//! host with many groups does not checkpoint all of them in the same instant.
+//! never pile up. Groups with the same schedule are spread by their identity over a part of the time
+//! between two runs, so that a host with many groups does not checkpoint all of them in the same
+//! instant.
 
 use afterimage_format::ids::GroupId;
 use jiff::{SignedDuration, Timestamp, Zoned};
 use std::time::Duration;
 
-/// Longest time by which a group's runs are shifted against the multiples of its interval.
+/// Longest time by which a group's runs are shifted: at most a tenth of the time between two.
 const JITTER_MAX: Duration = Duration::from_secs(60);
 
 /// Most due times that are left out between two attempts.
@@ -50,8 +51,13 @@ pub enum Schedule {
         /// Shift against the multiples; below the interval.
         phase: Duration,
     },
-    /// As a cron pattern says, in the time zone of the `now` that is passed in.
-    Cron(Box<croner::Cron>),
+    /// As a cron pattern says, in the time zone of the `now` that is passed in, shifted.
+    Cron {
+        /// The pattern.
+        cron: Box<croner::Cron>,
+        /// Who it is for.
+        group: GroupId,
+    },
 }
 
 impl Schedule {
@@ -64,21 +70,21 @@ impl Schedule {
         if interval.is_zero() {
             return Err(ScheduleError::ZeroInterval);
         }
-        let spread_ns = (interval / 10).min(JITTER_MAX).as_nanos().max(1);
-        let phase_ns = group.0.as_u128() % spread_ns;
-        Ok(Self::Every {
-            interval,
-            phase: Duration::from_nanos(u64::try_from(phase_ns).unwrap_or(0)),
-        })
+        let phase = shift(interval, group);
+        Ok(Self::Every { interval, phase })
     }
 
-    /// A schedule as cron writes it: five fields, or six with seconds first.
+    /// A schedule as cron writes it: five fields, or six with seconds first. Shifted by up to a
+    /// tenth of the time to the run behind it (at most one minute), as [`Self::every`] is.
     ///
     /// # Errors
     /// A pattern that cron would not take.
-    pub fn cron(pattern: &str) -> Result<Self, ScheduleError> {
+    pub fn cron(pattern: &str, group: GroupId) -> Result<Self, ScheduleError> {
         match pattern.parse() {
-            Ok(cron) => Ok(Self::Cron(Box::new(cron))),
+            Ok(cron) => Ok(Self::Cron {
+                cron: Box::new(cron),
+                group,
+            }),
             Err(source) => Err(ScheduleError::Cron {
                 pattern: pattern.to_owned(),
                 source,
@@ -98,10 +104,20 @@ impl Schedule {
                 let due = (since.div_euclid(interval_ns) + 1) * interval_ns + phase_ns;
                 Timestamp::from_nanosecond(due).ok()
             }
-            Self::Cron(cron) => cron
-                .find_next_occurrence(now, false)
-                .ok()
-                .map(|due| due.timestamp()),
+            Self::Cron { cron, group } => {
+                // What is due by the pattern up to a minute ago may still be to come, shifted.
+                let mut from = now.checked_sub(JITTER_MAX).ok()?;
+                loop {
+                    let due = cron.find_next_occurrence(&from, false).ok()?;
+                    let behind = cron.find_next_occurrence(&due, false).ok();
+                    let gap = behind.and_then(|behind| behind.duration_since(&due).try_into().ok());
+                    let shifted = due.timestamp() + shift(gap.unwrap_or(JITTER_MAX * 10), *group);
+                    if shifted > now.timestamp() {
+                        return Some(shifted);
+                    }
+                    from = due;
+                }
+            }
         }
     }
 
@@ -112,6 +128,13 @@ impl Schedule {
         let wait: SignedDuration = due.duration_since(now.timestamp());
         Some(wait.try_into().unwrap_or(Duration::ZERO))
     }
+}
+
+/// What a group's runs are shifted by, `gap` apart: always the same.
+fn shift(gap: Duration, group: GroupId) -> Duration {
+    let spread_ns = (gap / 10).min(JITTER_MAX).as_nanos().max(1);
+    let shift_ns = group.0.as_u128() % spread_ns;
+    Duration::from_nanos(u64::try_from(shift_ns).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -154,11 +177,44 @@ mod tests {
 
     #[test]
     fn cron_runs_at_local_time() {
-        let schedule = Schedule::cron("30 2 * * *").expect("valid");
+        let schedule = Schedule::cron("30 2 * * *", group(0)).expect("valid");
         let now = at("2026-06-01T01:00:00+02:00[Europe/Berlin]");
         let due = schedule.next_after(&now).expect("has a next");
         assert_eq!(due.to_string(), "2026-06-01T00:30:00Z");
         assert_eq!(schedule.wait_from(&now), Some(Duration::from_secs(90 * 60)));
+    }
+
+    #[test]
+    fn cron_is_spread_over_groups_and_no_run_is_doubled_or_lost() {
+        let schedule = |of: u64| {
+            // 20 s per step: within the minute for three groups.
+            let id = GroupId::from_bytes(u128::from(of * 20_000_000_000).to_be_bytes());
+            Schedule::cron("0 2 * * *", id).expect("valid")
+        };
+        let mut now = at("2026-06-01T01:59:00+00:00[UTC]");
+        for of in [0, 1, 2] {
+            let due = schedule(of).next_after(&now).expect("has a next");
+            assert_eq!(
+                due,
+                at("2026-06-01T02:00:00+00:00[UTC]").timestamp() + Duration::from_secs(20 * of)
+            );
+        }
+        let one = schedule(1);
+        // Behind the pattern's time and before its own: still to come.
+        now = at("2026-06-01T02:00:19+00:00[UTC]");
+        assert_eq!(one.wait_from(&now), Some(Duration::from_secs(1)));
+        now = at("2026-06-01T02:00:20+00:00[UTC]");
+        assert_eq!(one.wait_from(&now), Some(Duration::from_secs(86_400)));
+        // Each second: at most a tenth of it.
+        let each = Schedule::cron("* * * * * *", group(7)).expect("valid");
+        for _ in 0..3 {
+            let due = each.next_after(&now).expect("has a next");
+            assert_eq!(
+                due.duration_since(now.timestamp()).as_secs(),
+                i64::from(now.subsec_nanosecond() > 0)
+            );
+            now = due.to_zoned(jiff::tz::TimeZone::UTC);
+        }
     }
 
     #[test]
@@ -174,7 +230,7 @@ mod tests {
             Err(ScheduleError::ZeroInterval)
         ));
         assert!(matches!(
-            Schedule::cron("every day at noon"),
+            Schedule::cron("every day at noon", group(0)),
             Err(ScheduleError::Cron { .. })
         ));
     }

@@ -5,12 +5,17 @@
 //! watchdog answers when it has read it, and watches the connection: when that ends and the intent
 //! is still there, it thaws at once. It also thaws when the intent's deadline has passed, and every
 //! intent that nobody holds. [`thaw`] does the work, here and in a daemon that starts.
+//!
+//! From the first freeze on the daemon's run gives signs of life. One that is silent when its guest
+//! has to be thawed hangs, and holds the agent's connection, of which QEMU serves only one: it is
+//! killed, as systemd does it with a service that does not report (`WatchdogSec=`), and then thawed.
 
 use super::intent::{Intent, IntentFolder, boottime};
 use super::run::{Host, Step, run};
 use super::sequence::{Report, Sequence};
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::Lsn;
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io;
@@ -21,11 +26,20 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often intents that nobody announced are looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often a lock or the end of an intent is looked for.
 const POLL_EVERY: Duration = Duration::from_millis(50);
+/// How often a run shows that it goes on.
+pub(super) const SIGN_EVERY: Duration = Duration::from_millis(250);
+/// So many looks without a sign are silence. They are counted, not timed: where the whole machine
+/// stood still, nobody was silent.
+const SILENT_LOOKS: u32 = 12;
+/// Part of the freeze limit after which a silent daemon is killed; the rest is for the thaw.
+const HANGING_PERCENT: u32 = 95;
+const FREEZING: &str = "freezing ";
 /// A watchdog that a daemon started ends when nothing was to do for so long.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 const SOCKET: &str = "watchdog.sock";
@@ -34,7 +48,24 @@ const LOCK: &str = ".watchdog";
 
 /// Held while guests are frozen: when it goes, the watchdog looks whether the intent went before.
 #[derive(Debug)]
-pub struct Guard(#[expect(dead_code, reason = "the open connection is the guard")] UnixStream);
+pub struct Guard(UnixStream);
+
+impl Guard {
+    /// A guest is asked to freeze now, for so long at most.
+    pub fn freezing(&self, limit: Duration) {
+        self.say(&format!("{FREEZING}{}\n", limit.as_millis()));
+    }
+
+    /// The run goes on.
+    pub fn alive(&self) {
+        self.say("alive\n");
+    }
+
+    fn say(&self, line: &str) {
+        // A watchdog that does not listen has gone, or has lines enough to read.
+        self.0.try_write(line.as_bytes()).ok();
+    }
+}
 
 /// Returns when a watchdog has read the intent; `start` starts one if none answers.
 ///
@@ -164,13 +195,78 @@ async fn watch(
         return;
     }
     *guarded.all().entry(checkpoint.clone()).or_default() += 1;
-    if stream.write_all(line.as_bytes()).await.is_ok() {
-        // Nothing more is said: what comes is the end.
-        line.clear();
-        stream.read_line(&mut line).await.ok();
+    if stream.write_all(line.as_bytes()).await.is_ok() && hangs(&mut stream).await {
+        kill(&stream, &checkpoint);
+        // Its end comes when it is dead.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink())
+            .await
+            .ok();
     }
     guarded.all().remove(&checkpoint);
     wake.send(()).ok();
+}
+
+/// Follows a daemon's signs of life. False: it has gone; true: it lives and is silent although its
+/// guest has to be thawed.
+pub(super) async fn hangs(stream: &mut BufReader<UnixStream>) -> bool {
+    let mut look = tokio::time::interval(SIGN_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lines = stream.lines();
+    let mut thawed_by = None;
+    let mut silent = 0;
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.next_line() => {
+                let Ok(Some(line)) = line else {
+                    return false;
+                };
+                if let Some(limit) = line.strip_prefix(FREEZING)
+                    && let Ok(limit) = limit.parse()
+                    && thawed_by.is_none()
+                {
+                    let limit = Duration::from_millis(limit);
+                    thawed_by = Some(Instant::now() + limit * HANGING_PERCENT / 100);
+                }
+                silent = 0;
+            }
+            _ = look.tick() => {
+                silent += 1;
+                let late = thawed_by.is_some_and(|by| by <= Instant::now());
+                if late && silent > SILENT_LOOKS {
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Kills the process at the other end; nothing that it answered is lost by that.
+fn kill(stream: &BufReader<UnixStream>, checkpoint: &str) {
+    let peer = stream
+        .get_ref()
+        .peer_cred()
+        .ok()
+        .and_then(|peer| peer.pid());
+    let Some(pid) = peer.and_then(Pid::from_raw) else {
+        tracing::error!(
+            checkpoint,
+            "a daemon hangs while its guest is frozen, and cannot be named: kill it"
+        );
+        return;
+    };
+    let number = pid.as_raw_nonzero();
+    match kill_process(pid, Signal::KILL) {
+        Ok(()) => tracing::error!(
+            checkpoint,
+            pid = number,
+            "the daemon hangs while its guest is frozen; it was killed so that the guest can be thawed"
+        ),
+        Err(error) => tracing::error!(
+            checkpoint, pid = number, %error,
+            "the daemon hangs while its guest is frozen, and cannot be killed: kill it"
+        ),
+    }
 }
 
 /// Thaws what an intent names, until that is certain; ends early when somebody else has done it.

@@ -144,6 +144,13 @@ async fn ask_agent(
             if survey.freezable.is_empty() {
                 problems.push(format!("{}: no file system can be frozen", known.name));
             }
+            if !survey.missing.is_empty() {
+                problems.push(format!(
+                    "{}: nothing is mounted at {}; mount it, or take it out of `mounts`",
+                    known.name,
+                    survey.missing.join(" ")
+                ));
+            }
             known.freezable = survey.freezable;
             known.skipped = survey.skipped;
         }
@@ -237,6 +244,14 @@ impl Host for DryHost {
         let freezer = self.freezer.clone();
         // Whoever reads our standard error waits for its end, not for the watchdog's.
         Box::pin(async move { freezer.arm(Stdio::null).await })
+    }
+
+    fn freezing(&self) {
+        self.freezer.freezing();
+    }
+
+    fn alive(&self) {
+        self.freezer.alive();
     }
 
     fn mark(&self) -> Step<Lsn> {

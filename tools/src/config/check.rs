@@ -374,7 +374,8 @@ fn check_groups(
             freeze_limit: group
                 .checkpoint
                 .as_ref()
-                .map_or_else(default_freeze_limit, |checkpoint| checkpoint.freeze_limit)
+                .and_then(|checkpoint| checkpoint.freeze_limit)
+                .unwrap_or_else(default_freeze_limit)
                 .0,
             disks,
         });
@@ -406,7 +407,8 @@ fn claim(paths: &mut HashMap<PathBuf, String>, path: &Path, as_: String) -> Resu
 }
 
 fn check_checkpoint(wanted: &Checkpoint, has_guest: bool) -> Result<(), Problem> {
-    if wanted.every.is_some() || wanted.cron.is_some() || wanted.app.is_none() {
+    let nothing_else = wanted.app.is_none() && wanted.freeze_limit.is_none();
+    if wanted.every.is_some() || wanted.cron.is_some() || nothing_else {
         check_schedule(wanted.every.as_ref(), wanted.cron.as_ref())?;
     }
     if let Some(app) = &wanted.app {
@@ -415,7 +417,7 @@ fn check_checkpoint(wanted: &Checkpoint, has_guest: bool) -> Result<(), Problem>
             return Err(Problem::AppWithoutGuest);
         }
     }
-    let limit = wanted.freeze_limit.0;
+    let limit = wanted.freeze_limit.unwrap_or_else(default_freeze_limit).0;
     if !(FREEZE_LIMIT_MIN..=FREEZE_LIMIT_MAX).contains(&limit) {
         return Err(Problem::FreezeLimit(limit));
     }

@@ -388,9 +388,8 @@ pub struct Checkpoint {
     pub cron: Option<Spanned<String>>,
     /// Application-consistent ones.
     pub app: Option<AppCheckpoint>,
-    /// No guest is frozen longer. Windows allows 10 s.
-    #[serde(default = "default_freeze_limit")]
-    pub freeze_limit: Interval,
+    /// No guest is frozen longer; 8 s. Windows allows 10 s.
+    pub freeze_limit: Option<Interval>,
 }
 
 /// `[group.checkpoint.app]`

@@ -214,6 +214,14 @@ impl Host for GroupHost {
         Box::pin(async move { freezer.arm(Stdio::inherit).await })
     }
 
+    fn freezing(&self) {
+        self.freezer.freezing();
+    }
+
+    fn alive(&self) {
+        self.freezer.alive();
+    }
+
     fn mark(&self) -> Step<Lsn> {
         *self.wall_ns.lock().unwrap_or_else(PoisonError::into_inner) = wall_ns();
         let handle = self.running.handle.clone();

@@ -195,7 +195,10 @@ fn one_schedule(
 ) -> Result<Option<Schedule>, TargetError> {
     Ok(match (every, cron) {
         (Some(every), _) => Some(Schedule::every(every.0, group.handle.identity().group)?),
-        (None, Some(cron)) => Some(Schedule::cron(cron.get_ref())?),
+        (None, Some(cron)) => Some(Schedule::cron(
+            cron.get_ref(),
+            group.handle.identity().group,
+        )?),
         (None, None) => None,
     })
 }

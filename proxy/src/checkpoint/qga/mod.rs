@@ -3,8 +3,10 @@
 //! Owns the connection. Always holds: an answer counts only if it belongs to a request that was
 //! sent since the last freeze was asked, told by the sentinel and random number of
 //! `guest-sync-delimited` and by the `id` that agents give back; since the agent works in order,
-//! such an answer shows that the freeze is no longer waiting. An exchange may be dropped at any
-//! await: what was half sent is finished before the next request.
+//! such an answer shows that the freeze is no longer waiting. Whether an agent gives ids back is
+//! told by its answer to the sync, which is ours for certain by its random number: from one that
+//! does, an answer without an id is somebody else's. An exchange may be dropped at any await: what
+//! was half sent is finished before the next request.
 
 pub mod wire;
 
@@ -39,6 +41,8 @@ pub struct Qga {
     /// Numbers of syncs and other requests since the freeze.
     asked: VecDeque<(&'static str, u64)>,
     unanswered: u32,
+    /// Whether the last sync's answer carried the id of its request.
+    gives_ids: bool,
 }
 
 /// What an agent says of itself.
@@ -66,6 +70,7 @@ impl Qga {
             out: VecDeque::new(),
             asked: VecDeque::new(),
             unanswered: 0,
+            gives_ids: false,
         }
     }
 
@@ -198,13 +203,14 @@ impl Qga {
         self.wire.clear();
         self.out.clear();
         self.unanswered = 0;
+        self.gives_ids = false;
     }
 
     fn queue_sync(&mut self) {
         let id = self.remember(SYNC);
         // Ends whatever half line of somebody else the agent is still reading.
         self.out.push_back(0xFF);
-        self.queue_line(&json!({ "execute": SYNC, "arguments": { "id": id } }));
+        self.queue_line(&json!({ "execute": SYNC, "arguments": { "id": id }, "id": id }));
     }
 
     fn queue(&mut self, command: &'static str, arguments: Option<Value>) {
@@ -276,21 +282,25 @@ impl Qga {
     async fn synced(&mut self) -> Result<(), Trouble> {
         loop {
             let line = self.line().await?;
-            if let (
+            let (
                 true,
                 Ok(Message {
-                    outcome: Ok(value), ..
+                    id,
+                    outcome: Ok(value),
                 }),
             ) = (line.delimited, line.message)
-                && value.as_u64().is_some_and(|id| self.was_asked(SYNC, id))
-            {
+            else {
+                continue;
+            };
+            if value.as_u64().is_some_and(|id| self.was_asked(SYNC, id)) {
+                self.gives_ids = id.is_some() && id == value.as_u64();
                 return Ok(());
             }
         }
     }
 
-    /// Reads the answer to a command: what carries another number or, from agents that give none
-    /// back, has another form, is not it.
+    /// Reads the answer to a command: what carries another number, or none although the agent gives
+    /// them back, is not it; from agents that give none back, what has another form is not.
     async fn answer(
         &mut self,
         command: &'static str,
@@ -302,7 +312,11 @@ impl Qga {
                 continue;
             }
             let message = line.message.map_err(Trouble::Garbled)?;
-            if message.id.is_some_and(|id| !self.was_asked(command, id)) {
+            let ours = match message.id {
+                Some(id) => self.was_asked(command, id),
+                None => !self.gives_ids,
+            };
+            if !ours {
                 continue;
             }
             match message.outcome {
@@ -333,10 +347,12 @@ fn number(value: &Value) -> Result<u32, Trouble> {
 
 fn survey(list: &Value, mounts: &[String]) -> Survey {
     let mut survey = Survey::default();
+    let mut missing: Vec<&String> = mounts.iter().collect();
     for entry in list.as_array().into_iter().flatten() {
         let text = |key: &str| entry[key].as_str().unwrap_or_default();
         let mount = text("mountpoint").to_owned();
         let wanted = mounts.is_empty() || mounts.contains(&mount);
+        missing.retain(|missing| **missing != mount);
         let kind = text("type").to_ascii_lowercase();
         if wanted && FREEZABLE.contains(&kind.as_str()) {
             survey.freezable.push(mount);
@@ -346,5 +362,6 @@ fn survey(list: &Value, mounts: &[String]) -> Survey {
     }
     survey.freezable.sort();
     survey.skipped.sort();
+    survey.missing = missing.into_iter().cloned().collect();
     survey
 }

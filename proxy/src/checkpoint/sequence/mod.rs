@@ -27,6 +27,9 @@ use std::time::Duration;
 const FREEZE_SHARE_PERCENT: u32 = 75;
 /// Part of the freeze limit that the marker may take.
 const MARK_SHARE_PERCENT: u32 = 10;
+/// Part of the freeze limit after which a thaw that was not answered is taken for lost and asked
+/// again; the rest is for that one to arrive within the limit.
+const THAW_SHARE_PERCENT: u32 = 90;
 /// First deadline and longest deadline of an exchange that thaws after trouble.
 const RESCUE_PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// First and longest pause between two attempts to thaw.
@@ -306,6 +309,12 @@ impl Sequence {
         }
     }
 
+    /// Whether anybody was asked to freeze.
+    #[must_use]
+    pub fn freeze_asked(&self) -> bool {
+        self.times.freeze_asked.is_some()
+    }
+
     /// Names of the agents that may be frozen still.
     pub fn unthawed(&self) -> impl Iterator<Item = &str> {
         let may = |agent: &&Agent| {
@@ -421,6 +430,13 @@ impl Sequence {
             (Request::Survey, result @ (Ok(Answer::Survey(_)) | Err(Trouble::Refused(_)))) => {
                 // An agent that cannot tell may freeze all the same; one that does not answer may not.
                 if let Ok(Answer::Survey(survey)) = result {
+                    if !survey.missing.is_empty() {
+                        let reason = Reason::NotMounted {
+                            agent: self.name(agent),
+                            mounts: survey.missing,
+                        };
+                        return self.fail(now, reason);
+                    }
                     let found = format!("thawed, can freeze {}", survey.freezable.join(" "));
                     self.note(now, Some(agent), found);
                     self.agents[agent].survey = survey;
@@ -511,7 +527,8 @@ impl Sequence {
                 // Thaw first, everything else later.
                 self.enter(Phase::Thawing, None);
                 let begun = self.times.freeze_asked.unwrap_or(now);
-                let patience = (begun + self.limits.freeze).saturating_sub(now);
+                let end = begun + self.limits.freeze * THAW_SHARE_PERCENT / 100;
+                let patience = end.saturating_sub(now);
                 for agent in 0..self.agents.len() {
                     self.ask(now, agent, Request::Thaw, patience);
                 }

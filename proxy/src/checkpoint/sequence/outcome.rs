@@ -25,6 +25,14 @@ pub enum Reason {
         /// Which agent.
         agent: String,
     },
+    /// What the configuration wants frozen is not there.
+    #[error("not frozen: nothing is mounted in {agent} at {} (`mounts`)", mounts.join(" "))]
+    NotMounted {
+        /// Which agent.
+        agent: String,
+        /// Mount points.
+        mounts: Vec<String>,
+    },
     /// A freeze that froze nothing.
     #[error("{agent} froze nothing")]
     NothingFrozen {

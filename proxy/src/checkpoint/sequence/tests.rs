@@ -40,6 +40,8 @@ enum Thaw {
     Fewer,
     /// Dies so often instead of thawing.
     Cuts(u32),
+    /// Loses the request once: no effect, no answer.
+    Lost,
 }
 
 /// What becomes of the question what could be frozen.
@@ -91,7 +93,7 @@ impl Guest {
     fn new(script: Script) -> Self {
         let thaws_left = match script.thaw {
             Thaw::SaysErrors(n) | Thaw::Fails(n) | Thaw::Cuts(n) => n,
-            Thaw::Fewer => 1,
+            Thaw::Fewer | Thaw::Lost => 1,
             Thaw::Works => 0,
         };
         Self {
@@ -121,6 +123,7 @@ impl Guest {
                 let survey = Survey {
                     freezable: vec!["/".into(), "/srv".into()],
                     skipped: vec!["/boot".into()],
+                    missing: Vec::new(),
                 };
                 let answer = match self.script.survey {
                     Told::Lists => Some(Ok(Answer::Survey(survey))),
@@ -176,6 +179,10 @@ impl Guest {
             }
             Request::Thaw | Request::SyncThaw => {
                 let limps = self.thaws_left > 0;
+                if limps && self.script.thaw == Thaw::Lost {
+                    self.thaws_left = 0;
+                    return;
+                }
                 self.thaws_left = self.thaws_left.saturating_sub(1);
                 let says = |answer| match request {
                     Request::SyncThaw => Ok(Answer::InStep),
@@ -424,6 +431,7 @@ fn each_misbehaviour_thaws_in_time_and_leaves_a_crash_consistent_point_with_its_
         (thaw(Thaw::Fails(4)), "says: cannot"),
         (thaw(Thaw::Fewer), "froze 2 file systems and thawed 1"),
         (thaw(Thaw::Cuts(3)), "closed the connection"),
+        (thaw(Thaw::Lost), "thawing: agent0 did not answer"),
         (
             Script {
                 frozen_before: true,
@@ -552,6 +560,7 @@ fn scripts() -> impl Strategy<Value = Script> {
         1 => (1..4_u32).prop_map(Thaw::Fails),
         1 => Just(Thaw::Fewer),
         1 => (1..4_u32).prop_map(Thaw::Cuts),
+        1 => Just(Thaw::Lost),
     ];
     (ms(0..200), freeze, thaw).prop_map(|(latency, freeze, thaw)| Script {
         latency,

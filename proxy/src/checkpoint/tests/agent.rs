@@ -36,6 +36,13 @@ pub(super) enum Script {
     Fewer,
     /// Thaws and answers with VSS's error, as after its 10 s.
     ThawError,
+    /// Takes the first thaw, neither executes nor answers it.
+    LosesThaw,
+    /// Somebody else asks the same, without ids, and is answered on the same connection: before
+    /// ours is executed.
+    Shared,
+    /// Both: what somebody else is told is not true of the guest.
+    SharedLosesThaw,
     /// Ends the connection after the freeze was executed.
     CutFrozen,
     /// Ends the connection after the freeze was executed, is away for so long, comes back frozen.
@@ -51,6 +58,8 @@ pub(super) struct Guest {
     pub(super) frozen_since: Option<Instant>,
     pub(super) frozen_max: Duration,
     pub(super) freezes: u32,
+    /// From the next client on the agent is good.
+    pub(super) healed: bool,
 }
 
 pub(super) type Shared = Arc<Mutex<Guest>>;
@@ -91,11 +100,18 @@ impl Agent {
     /// One client, to its end.
     async fn client(&mut self, mut stream: UnixStream) {
         let mut received = Vec::new();
+        if self.guest.lock().expect("whole").healed {
+            self.script = Script::Good;
+        }
         loop {
             while let Some(end) = received.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = received.drain(..=end).collect();
                 let line = line.strip_prefix(b"\xff").unwrap_or(&line);
                 let request: Value = serde_json::from_slice(line).expect("valid JSON");
+                if let Some(other) = self.answer_to_another(&request) {
+                    stream.write_all(other.as_bytes()).await.ok();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 let Some(answer) = self.execute(&request).await else {
                     return;
                 };
@@ -108,6 +124,20 @@ impl Agent {
                 Ok(count) => received.extend_from_slice(&bytes[..count]),
             }
         }
+    }
+
+    fn answer_to_another(&self, request: &Value) -> Option<String> {
+        if !matches!(self.script, Script::Shared | Script::SharedLosesThaw) {
+            return None;
+        }
+        let value = match request["execute"].as_str()? {
+            "guest-fsfreeze-status" => json!("thawed"),
+            "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw" => json!(MOUNTS),
+            "guest-get-fsinfo" => json!([]),
+            _ => return None,
+        };
+        let refused = json!({ "error": { "desc": "somebody else's" } });
+        Some(format!("{}\n{refused}\n", json!({ "return": value })))
     }
 
     /// The bytes to answer; none to end the connection.
@@ -137,7 +167,7 @@ impl Agent {
                     bytes.extend(b"{\"return\": \"frozen\"}\n{\"return\": 17}\n{\"retu");
                 }
                 bytes.push(0xFF);
-                bytes.extend(format!("{{\"return\": {id}}}\n").into_bytes());
+                bytes.extend(answer(json!(id)));
                 Some(bytes)
             }
             "guest-fsfreeze-status" => {
@@ -157,7 +187,15 @@ impl Agent {
                 self.script = Script::Good;
                 Some(answer(json!(0)))
             }
-            "guest-fsfreeze-freeze" => self.freeze(good).await,
+            "guest-fsfreeze-freeze" | "guest-fsfreeze-freeze-list" => self.freeze(good).await,
+            "guest-fsfreeze-thaw" if script == Script::LosesThaw => {
+                self.script = Script::Good;
+                Some(Vec::new())
+            }
+            "guest-fsfreeze-thaw" if script == Script::SharedLosesThaw => {
+                self.script = Script::Shared;
+                Some(Vec::new())
+            }
             "guest-fsfreeze-thaw" => {
                 self.thaw();
                 match self.script {
@@ -182,7 +220,14 @@ impl Agent {
 
     async fn freeze(&mut self, good: Option<Vec<u8>>) -> Option<Vec<u8>> {
         let script = self.script;
-        let stays = [Script::Fewer, Script::ThawError, Script::WithoutIds];
+        let stays = [
+            Script::Fewer,
+            Script::ThawError,
+            Script::WithoutIds,
+            Script::LosesThaw,
+            Script::Shared,
+            Script::SharedLosesThaw,
+        ];
         if !stays.contains(&script) && !matches!(script, Script::DiesFrozen(_)) {
             self.script = Script::Good;
         }

@@ -14,6 +14,9 @@ use agent::{Script, Shared};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::Instant;
 
 const LIMIT: Duration = Duration::from_secs(8);
 
@@ -51,6 +54,18 @@ impl Host for Log {
             *guard.lock().expect("whole") = Some(armed);
             Ok(())
         })
+    }
+
+    fn freezing(&self) {
+        if let Some(guard) = &*self.guard.lock().expect("whole") {
+            guard.freezing(LIMIT);
+        }
+    }
+
+    fn alive(&self) {
+        if let Some(guard) = &*self.guard.lock().expect("whole") {
+            guard.alive();
+        }
     }
 
     fn mark(&self) -> Step<Lsn> {
@@ -138,6 +153,7 @@ async fn willing_agents_are_confirmed() {
         Script::WithoutIds,
         Script::OtherId,
         Script::LateAnswerOfAnother,
+        Script::Shared,
         Script::AnswersLate(Duration::from_secs(5)),
     ];
     for script in willing {
@@ -168,6 +184,8 @@ async fn agents_that_misbehave_are_thawed_in_time_and_the_point_says_why() {
             Script::ThawError,
             "thawing: guest says: couldn't hold writes",
         ),
+        (Script::LosesThaw, "thawing: guest did not answer"),
+        (Script::SharedLosesThaw, "thawing: guest did not answer"),
         (Script::CutFrozen, "freezing: guest closed the connection"),
         (
             Script::DiesFrozen(s(2)),
@@ -203,6 +221,13 @@ async fn agents_that_cannot_be_brought_in_step_are_never_frozen() {
         assert_eq!(guest.lock().expect("whole").freezes, 0, "{script:?}");
         let stored = seen.stored.expect("a point all the same");
         assert!(stored.reason.contains(why), "{script:?}: {stored:?}");
+        {
+            let mut guest = guest.lock().expect("whole");
+            (guest.healed, guest.frozen_since) = (true, None);
+        }
+        let next = checkpoint(&intents, &[qga(&path)], &[Arc::clone(&guest)]).await;
+        let report = next.report.expect("settled");
+        assert!(report.confirmed, "the next after {script:?}: {report:?}");
         server.abort();
     }
     let folder = tempfile::tempdir().expect("a folder");
@@ -211,6 +236,31 @@ async fn agents_that_cannot_be_brought_in_step_are_never_frozen() {
     let seen = checkpoint(&intents, &[nobody], &[]).await;
     let reason = seen.stored.expect("a point").reason;
     assert!(reason.contains("cannot be reached"), "{reason}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mount_point_that_is_not_there_is_not_left_out_without_a_word() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let intents = IntentFolder::open(folder.path()).expect("made");
+    let path = folder.path().join("agent.sock");
+    let (guest, server) = agent::start(&path, Script::Good);
+    for (mounts, why) in [(["/", "/srv/db"], Some("/srv/db")), (["/", "/srv"], None)] {
+        let mut agent = qga(&path);
+        agent.way = Way::Qga {
+            socket: path.clone(),
+            mounts: mounts.map(str::to_owned).to_vec(),
+        };
+        let seen = checkpoint(&intents, &[agent], &[Arc::clone(&guest)]).await;
+        let stored = seen.stored.expect("a point all the same");
+        assert_eq!(stored.confirmed, why.is_none(), "{stored:?}");
+        assert!(
+            stored.reason.contains(why.unwrap_or_default()),
+            "{stored:?}"
+        );
+        let freezes = guest.lock().expect("whole").freezes;
+        assert_eq!(freezes, u32::from(why.is_none()));
+    }
+    server.abort();
 }
 
 #[tokio::test(start_paused = true)]
@@ -287,4 +337,32 @@ async fn the_watchdog_thaws_when_the_daemon_is_gone_at_any_moment_and_only_then(
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(!frozen() && !intents.holds(&other));
     server.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_hangs_when_it_is_silent_while_its_guest_has_to_be_thawed() {
+    let pair = || {
+        let (ours, theirs) = UnixStream::pair().expect("made");
+        (BufReader::new(ours), theirs)
+    };
+    let begun = Instant::now();
+    let (mut ours, mut theirs) = pair();
+    theirs.write_all(b"freezing 8000\n").await.expect("written");
+    assert!(watchdog::hangs(&mut ours).await);
+    let after = begun.elapsed();
+    assert!(after > LIMIT * 9 / 10 && after < LIMIT, "{after:?}");
+    // Silence before a freeze is nothing, and one that gives signs may take its time.
+    let (mut ours, mut theirs) = pair();
+    let watched = tokio::spawn(async move { watchdog::hangs(&mut ours).await });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for line in [b"freezing 8000\n".as_slice()]
+        .into_iter()
+        .chain([b"alive\n".as_slice(); 100])
+    {
+        theirs.write_all(line).await.expect("written");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    assert!(!watched.is_finished(), "a living daemon hangs");
+    drop(theirs);
+    assert!(!watched.await.expect("no panic"), "one that has gone hangs");
 }

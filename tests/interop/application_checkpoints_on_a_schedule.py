@@ -1,7 +1,7 @@
 """A schedule freezes the guest; one that refuses is asked less often, with an alarm; reload ends it.
 
-While the guest is frozen, writes are answered: to a disk of its own group and to another group's.
-With a log that is nearly full nobody is frozen.
+While the guest is frozen, writes are answered: to a disk of its own group and to another group's; a
+second freeze is refused. With a log that is nearly full nobody is frozen.
 """
 
 import signal
@@ -31,13 +31,15 @@ with scratch() as folder:
                         group_lines=f'{APP}\nguest = [{{ qga = "{folder}/{{group}}.sock" }}]')
     with server:
         disks = [Disk(server.socket, name, SIZE) for name in ("vm1/vdb", "vm2/vda")]
-        written = []
+        written, refused = [], []
 
         def write_while_frozen(command, when):
             if (command, when) == ("fsfreeze-freeze", "after"):
                 for disk in disks:
                     disk.write(0, bytes([len(written) % 256]) * 4096)
                 written.append(guest.frozen_since)
+                if not refused:
+                    refused.append(server.cli("checkpoint", "vm1", "--app", "--label", "overlap", ok=False).stderr)
 
         guest.hook = write_while_frozen
         made = lambda kind: [point for point in server.points()["points"]
@@ -46,6 +48,8 @@ with scratch() as folder:
         wait_until(lambda: len(made("application")) >= 2, "two scheduled points with a frozen guest")
         expect(len(written) >= 2 and all(written), "writes were answered while the guest was frozen")
         expect_equal(metric(server, "freeze_window_seconds_sum") > 0, True, "windows are measured")
+        expect("is being frozen or thawed already" in refused[0], f"a second freeze: {refused}")
+        expect("overlap" not in [point["label"] for point in server.points()["points"]], "no point of a refused one")
 
         guest.hook, guest.refuses = lambda command, when: None, "the guest is not in the mood"
         alarm = wait_until(lambda: server.group_status().get("guest_alarm"), "an alarm")
@@ -54,6 +58,12 @@ with scratch() as folder:
         wait_until(lambda: made("crash"), "points of a guest that was not frozen")
         expect("not in the mood" in made("crash")[0]["freeze"]["reason"], f"the reason: {made('crash')[0]}")
         expect("not in the mood" in server.cli("points", "vm1").stdout, "points says why")
+
+        # Due each second; after three failures three times are left out.
+        failed = lambda: [point["wall_ns"] for point in made("crash") if point.get("freeze")]
+        wait_until(lambda: len(failed()) >= 4, "a fourth failure")
+        times = failed()
+        expect(times[3] - times[2] > 2e9, f"a guest that fails is asked less often: {times}")
 
         guest.refuses = None
         wait_until(lambda: not server.group_status().get("guest_alarm"), "the alarm to end")

@@ -1,4 +1,7 @@
-"""The systemd units in a real system: their settings, socket activation, kills, restarts, a ring that survives a stop."""
+"""The systemd units in a real system: their settings, socket activation, kills, restarts, a ring that survives a stop.
+
+And the watchdog's unit: the daemon is killed at every step of a checkpoint with a frozen guest.
+"""
 # limit: 1500
 
 from harness.process import expect, expect_equal, scratch
@@ -12,6 +15,18 @@ SETTINGS = {
 }
 # What must find its disks, and may need them until it is down.
 GUESTS = {"libvirtd.service", "virtqemud.service", "libvirt-guests.service", "pve-guests.service"}
+FROZEN_GROUP = """\
+[[group]]
+name = "vm2"
+log = { path = "/var/lib/afterimage/vm2.log", size = "64MiB" }
+ring = "8MiB"
+to = ["file:///var/lib/afterimage/repo"]
+  [[group.guest]]
+  qga = "/run/vm2.qga"
+  [[group.disk]]
+  name = "vda"
+  path = "/var/lib/afterimage/vm2.raw"
+"""
 
 
 def shown(guest, unit):
@@ -41,8 +56,17 @@ def process_has_them(guest):
     expect_equal(locked[3:5], ["unlimited", "unlimited"], "locked memory of the daemon")
     expect_equal(guest.run("systemctl is-active afterimage-watchdog.service || true").strip(), "active", "the watchdog")
 
+
+def run_inside(guest, script):
+    """Run a script of `inside/` that says on the console what it does."""
+    inside = f"PYTHONPATH=/tools PYTHONDONTWRITEBYTECODE=1 python3 /tools/inside/{script} >/dev/ttyS0 2>&1"
+    result = guest.finish(guest.start(inside), ok=None, patience_seconds=600)
+    journal = guest.run("journalctl --no-pager -u afterimage.service | tail -60")
+    expect(result.exit_code == 0, f"the end of the console says why; the service said:\n{journal}")
+
+
 with scratch() as folder:
-    tools = data_disk("tools", tools_disk(folder), "tools")
+    tools = data_disk("tools", tools_disk(folder, {"vm2.toml": FROZEN_GROUP}), "tools")
     with Guest(folder, "guest", raw_root(copy_root(folder / "root.raw")), more=tools) as guest:
         guest.wait_until_up()
         # The client writes 32 MiB of the disk, and an emulated guest takes its time to read the rest.
@@ -52,11 +76,7 @@ with scratch() as folder:
         guest.run("systemctl enable afterimage.socket afterimage.service afterimage-watchdog.service; "
                   "systemctl start afterimage-watchdog.service afterimage.socket")
         expect_equal(guest.run("systemctl is-active afterimage.service || true").strip(), "inactive", "the service")
-        inside = ("PYTHONPATH=/tools PYTHONDONTWRITEBYTECODE=1 python3 /tools/inside/kills_under_systemd.py "
-                  ">/dev/ttyS0 2>&1")
-        result = guest.finish(guest.start(inside), ok=None, patience_seconds=600)
-        journal = guest.run("journalctl --no-pager -u afterimage.service | tail -60")
-        expect(result.exit_code == 0, f"the end of the console says why; the service said:\n{journal}")
+        run_inside(guest, "kills_under_systemd.py")
 
         process_has_them(guest)
         # Stop and start: the ring is the same file, and the disk the same content.
@@ -76,6 +96,10 @@ with scratch() as folder:
         expect_equal(guest.run(ring), rings, "inode and name of the ring after the start")
         expect_equal(guest.run(read_all).splitlines(), before, "the disk's digest after stop and start")
         guest.run("afterimage status; afterimage points vm1 >/dev/null")
+
+        guest.run("mkdir -p /etc/afterimage/groups.d && cp /tools/inside/vm2.toml /etc/afterimage/groups.d/ && "
+                  "truncate -s 16M /var/lib/afterimage/vm2.raw && systemctl restart afterimage.service")
+        run_inside(guest, "frozen_under_systemd.py")
 
         # It starts with the system, and nothing is failed afterwards.
         guest.run("systemctl is-enabled afterimage.socket afterimage.service")

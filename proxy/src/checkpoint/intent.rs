@@ -94,6 +94,29 @@ impl Intent {
             agents: agents.to_owned(),
         }
     }
+
+    /// As the file holds it.
+    ///
+    /// # Errors
+    /// A path that is no UTF-8.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+
+    /// What a file says.
+    ///
+    /// # Errors
+    /// It is no intent, or one of another version; in words.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let intent: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if intent.version == VERSION {
+            return Ok(intent);
+        }
+        Err(format!(
+            "it has version {}, this program knows {VERSION}",
+            intent.version
+        ))
+    }
 }
 
 /// The folder of intents.
@@ -141,7 +164,7 @@ impl IntentFolder {
             .write(true)
             .mode(0o600)
             .open(&draft)?;
-        file.write_all(&serde_json::to_vec_pretty(intent)?)?;
+        file.write_all(&intent.encode()?)?;
         file.sync_all()?;
         fs::rename(&draft, &path)?;
         File::open(&self.0)?.sync_all()
@@ -179,10 +202,10 @@ impl IntentFolder {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 read => read?,
             };
-            match serde_json::from_slice::<Intent>(&bytes) {
-                Ok(intent) if intent.version == VERSION => intents.push(intent),
-                read => tracing::error!(
-                    file = %path.display(), ?read,
+            match Intent::decode(&bytes) {
+                Ok(intent) => intents.push(intent),
+                Err(why) => tracing::error!(
+                    file = %path.display(), why,
                     "an intent cannot be read: a guest may be frozen; thaw it, then remove the file"
                 ),
             }

@@ -14,6 +14,7 @@ mod intake;
 mod memory;
 mod receive;
 mod session;
+mod texts;
 
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,9 @@ pub const TARGETS: &[Target] = &[
     target("receive", receive::run),
     target("intake", intake::run),
     target("conversation", conversation::run),
+    target("agent_wire", texts::agent_wire),
+    target("intent", texts::intent),
+    target("point", texts::point),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8])) -> Target {

@@ -113,5 +113,5 @@ macro_rules! smokes {
 
 smokes! {
     frame superblock ring_header claim segment manifest wire nbd bodies nbd_session nbd_handshake
-    receive intake conversation
+    receive intake conversation agent_wire intent point
 }

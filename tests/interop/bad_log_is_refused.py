@@ -1,6 +1,7 @@
 """Logs of another group, of a newer version, truncated, or with a flipped bit: refused and kept."""
 
 import hashlib
+import re
 import shutil
 
 from harness.by_the_docs import crc32c
@@ -37,6 +38,7 @@ def refused(server, what, *words):
         expect(word in said, f"{what}: the message says {word!r}:\n{said}")
     expect(digest(server.log_path()) == before, f"{what}: the log is kept as it was")
     server.close()
+    return said
 
 
 with scratch() as folder:
@@ -54,7 +56,9 @@ with scratch() as folder:
         at = content.index(bytes([33]) * 4096, 8192)  # the payload of the 33rd write
         file.seek(at + 77)
         file.write(bytes([content[at + 77] ^ 0x10]))
-    refused(server, "flipped bit below the durable bound", "corrupt")
+    said = refused(server, "flipped bit below the durable bound", "corrupt at byte ", "keep the file", "its replica")
+    told = int(re.search(r"corrupt at byte (\d+)", said)[1])
+    expect(at - (1 << 20) <= told <= at + 77, f"damaged at {at + 77}, told {told}")
 
     server = written(folder, "newer", lines)
     with open(server.log_path(), "r+b") as file:
@@ -74,7 +78,7 @@ with scratch() as folder:
             byte = file.read(1)[0]
             file.seek(block + 300)
             file.write(bytes([byte ^ 1]))
-    refused(server, "both superblocks damaged", "checksum is")
+    refused(server, "both superblocks damaged", "checksum is", "recover the group from its replica")
 
     # One damaged superblock is no reason to refuse.
     server = written(folder, "one-superblock", lines)
@@ -99,4 +103,4 @@ with scratch() as folder:
     # Something that is no log at all is not overwritten.
     server = Afterimage(folder, name="text")
     server.log_path().write_text("my diary\n" * 10000)
-    refused(server, "no log", "magic missing")
+    refused(server, "no log", "magic missing", "another log path")

@@ -13,7 +13,7 @@ pub mod serve;
 
 use anyhow::Context as _;
 use api::client::Client;
-use cli::output::Output;
+use cli::output::{Output, reason};
 use cli::{Cli, Command, ConfigCommand, GuestCommand, LogCommand, SegmentCommand};
 use commands::history;
 use config::{Config, ConfigError};
@@ -31,7 +31,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match dispatch(cli, output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("afterimage: {error:#}");
+            eprintln!("afterimage: {}", reason(&error));
             let usage = error.chain().any(|cause| cause.is::<ConfigError>());
             ExitCode::from(if usage { EXIT_USAGE } else { EXIT_FAILED })
         }

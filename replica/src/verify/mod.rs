@@ -21,7 +21,7 @@ use crate::history::{History, Verdict};
 use crate::receive::{IngestError, Verified};
 use crate::repository::{Repository, RepositoryError, keys};
 
-pub use problem::Problem;
+pub use problem::{Problem, damage_offset};
 
 /// How far a check is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]

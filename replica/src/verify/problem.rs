@@ -60,7 +60,13 @@ impl Problem {
             | GroupError::NotBegun { .. }
             | GroupError::Name { .. } => "",
         };
-        let mut problem = Self::other(key, &error.to_string());
+        // The key stands before it, and the advice behind it.
+        let what = match error {
+            GroupError::Object { source, .. } => source.to_string(),
+            GroupError::Segment { source, .. } => source.to_string(),
+            _ => error.to_string(),
+        };
+        let mut problem = Self::other(key, &what);
         problem.offset = Some(0);
         problem
     }
@@ -73,7 +79,9 @@ impl Problem {
     }
 }
 
-fn damage_offset(bytes: &[u8]) -> u64 {
+/// Where the first part of a damaged segment begins that does not match its checksum.
+#[must_use]
+pub fn damage_offset(bytes: &[u8]) -> u64 {
     if SegmentHeader::decode(bytes).is_err() {
         return 0;
     }

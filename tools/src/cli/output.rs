@@ -193,9 +193,29 @@ pub fn age(wall_ns: u64, now: Timestamp) -> String {
     }
 }
 
+/// An error and its causes in one line; a cause that the message before it tells already is left out.
+#[must_use]
+pub fn reason(error: &anyhow::Error) -> String {
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !said.contains(&cause) {
+            said += ": ";
+            said += &cause;
+        }
+    }
+    said
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no space").context("x: no space; make room");
+        let error = error.context("cannot restore");
+        assert_eq!(reason(&error), "cannot restore: x: no space; make room");
+    }
 
     #[test]
     fn durations_are_short() {

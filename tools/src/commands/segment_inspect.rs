@@ -3,6 +3,7 @@
 use afterimage_format::ids::BLOCK_SIZE;
 use afterimage_format::manifest::{Terminator, is_terminator};
 use afterimage_format::segment::{self, SegmentIndex, SegmentKind};
+use afterimage_replica::verify::damage_offset;
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 use std::path::Path;
@@ -87,7 +88,13 @@ pub fn run(file: &Path, records: bool, check: bool, output: Output) -> anyhow::R
     } else {
         SegmentIndex::of_segment(&stored)
     };
-    let index = index.with_context(|| format!("{} is no valid segment", file.display()))?;
+    let index = index.with_context(|| {
+        format!(
+            "{} is no valid segment at byte {}; put it back from a copy of the repository",
+            file.display(),
+            damage_offset(&stored)
+        )
+    })?;
     output.result(&inspect(&index, records, check), text)?;
     Ok(())
 }

@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Control;
 use crate::cli::Accept;
+use crate::cli::output::reason;
 use crate::config::{Config, GroupConfig};
 use control::Daemon;
 use detach::Progress;
@@ -232,8 +233,9 @@ async fn start_groups(
         match started {
             Ok(running) => served.add(running),
             Err(error) => {
-                tracing::error!(group = %group.name, place = %group.place, "not started: {error:#}");
-                failed.push((group.name.clone(), format!("{error:#}")));
+                let why = reason(&error);
+                tracing::error!(group = %group.name, place = %group.place, "not started: {why}");
+                failed.push((group.name.clone(), why));
             }
         }
     }

@@ -50,7 +50,7 @@ pub enum OpenGroupError {
     #[error(transparent)]
     Ring(#[from] MappingError),
     /// The log is none, or of a newer version.
-    #[error("{}: not a usable log: {source}", path.display())]
+    #[error("{}: not a usable log: {source}; it was left as it is: if a newer version of Afterimage wrote it, run that; if it is damaged, keep it and recover the group from its replica; if it is no log, give the group another log path", path.display())]
     Superblock {
         /// The log.
         path: PathBuf,

@@ -130,14 +130,14 @@ impl Agent {
         if !matches!(self.script, Script::Shared | Script::SharedLosesThaw) {
             return None;
         }
-        let value = match request["execute"].as_str()? {
-            "guest-fsfreeze-status" => json!("thawed"),
-            "guest-fsfreeze-freeze" | "guest-fsfreeze-thaw" => json!(MOUNTS),
-            "guest-get-fsinfo" => json!([]),
+        let answer = match request["execute"].as_str()? {
+            "guest-fsfreeze-status" => json!({ "return": "thawed" }),
+            "guest-fsfreeze-freeze" => json!({ "return": MOUNTS }),
+            "guest-fsfreeze-thaw" => json!({ "error": { "desc": "somebody else's" } }),
+            "guest-get-fsinfo" => json!({ "return": [] }),
             _ => return None,
         };
-        let refused = json!({ "error": { "desc": "somebody else's" } });
-        Some(format!("{}\n{refused}\n", json!({ "return": value })))
+        Some(format!("{answer}\n"))
     }
 
     /// The bytes to answer; none to end the connection.

@@ -53,10 +53,10 @@ def replica(folder, certificates, name="replica", port=None, **options):
     return server
 
 
-def primary(folder, certificates, port, *, name="primary", client=None, groups=None, **options):
-    """A server that ships its groups to a replica's port over TLS."""
+def primary(folder, certificates, port, *, name="primary", client=None, groups=None, to=None, **options):
+    """A server that ships its groups to a replica's port over TLS, unless it is told where `to`."""
     groups = groups if groups is not None else {"vm1": {"vda": "64MiB"}}
     client = client or certificates.client(*groups, name=f"{name}-client")
     lines = f"[ship]\ntls = {certificates.client_table(client)}\n" + options.pop("lines", "")
-    return Afterimage(folder, name=name, groups=groups, to=[f"afterimage://127.0.0.1:{port}"],
+    return Afterimage(folder, name=name, groups=groups, to=to or [f"afterimage://127.0.0.1:{port}"],
                       lines=lines, replica=False, **options)

@@ -77,7 +77,7 @@ with scratch() as folder:
             expect_equal(error, errno.ENOSPC, "what the client gets when the log has no room left")
             seen = server.group_status()
             expect_equal(seen["state"], "degraded", "the group's state")
-            expect("the backing of disk" in seen["reason"] and "No space left" in seen["reason"], f"why: {seen['reason']}")
+            expect("the backing of disk vda (" in seen["reason"] and "No space left" in seen["reason"], f"why: {seen['reason']}")
             with Connection(server.socket).open_export("vm1/vda") as reader:
                 for number in range(answered):
                     expect(reader.read(number << 20, 4096) == bytes([number + 1]) * 4096, f"MiB {number} is there")

@@ -1,7 +1,7 @@
 """The replica is away and the log fills: the guest goes on, and a new pass heals the gap.
 
-Points from before stay restorable all the time, `points` shows the gap, and points
-after it are exact.
+`status` says how long the log lasts. Points from before stay restorable all the time, `points` shows the
+gap, and points after it are exact. The group had another target before, which is gone.
 """
 
 import urllib.request
@@ -15,8 +15,13 @@ SIZE = 32 << 20
 with scratch() as folder:
     certificates = Certificates(folder / "ca")
     dr = replica(folder, certificates)
-    with dr, primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": SIZE}},
+    first, target = f"file://{folder}/first", f"afterimage://127.0.0.1:{dr.repository_port}"
+    with dr, primary(folder, certificates, dr.repository_port, groups={"vm1": {"vda": SIZE}}, to=[first],
                      log="32MiB", ring="8MiB") as site:
+        site.wait_shipped()
+        site.stop()
+        site.config.write_text(site.config.read_text().replace(first, target))
+        site.start()
         disk = Disk(site.socket, "vm1/vda", SIZE)
         # What lies before the end of the initial copy is no recovery point.
         site.wait_shipped()
@@ -25,8 +30,16 @@ with scratch() as folder:
         site.checkpoint("before")
         before = bytes(disk.content)
         site.wait_shipped()
+        expect_equal(site.group_status().get("gap_in_seconds"), None, "time to a gap while all is shipped")
         dr.stop()
         say("the replica is away")
+
+        disk.write(0, disk.dice.randbytes(2 << 20))
+        left = wait_until(lambda: site.group_status().get("gap_in_seconds"), "the time to a gap")
+        expect(left > 0, f"the log lasts for {left} s")
+        header, row = site.cli("status", "vm1").stdout.splitlines()[:2]
+        shown = row[header.index("GAP IN"):header.index("CLIENTS")].strip()
+        expect(shown[:1].isdigit(), f"GAP IN of a log that fills: {shown!r}")
 
         written = 0
         while written < 160 << 20:  # five times the log
@@ -38,7 +51,8 @@ with scratch() as folder:
         expect_equal(status["state"], "degraded", "the group's state")
         expect("history has a gap" in status["reason"], f"the group says why: {status}")
         expect("history has a gap" in site.cli("status", "vm1").stdout, "status says so")
-        expect("unshipped records left the log: history has a gap" in site.child.log(), "the log line")
+        line = next((line for line in site.child.log().splitlines() if "left the log: history has a gap" in line), "")
+        expect(target in line, f"the log line names the target: {line!r}")
         metrics = urllib.request.urlopen(f"http://127.0.0.1:{site.metrics_port}/metrics", timeout=30).read().decode()
         gap = [line for line in metrics.splitlines() if line.startswith("afterimage_history_gap{")]
         expect(len(gap) == 1 and gap[0].endswith(" 1"), f"the metric: {gap}")

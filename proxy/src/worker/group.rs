@@ -288,7 +288,9 @@ impl Group {
                     group = %self.name, sink, %lsn,
                     "records left the log before they were shipped: history has a gap, a pass is due"
                 );
-                let _ = self.events.send(GroupEvent::HistoryGap { sink, lsn });
+                if let Some(SinkState { id: sink, .. }) = self.engine.sinks().get(sink).copied() {
+                    let _ = self.events.send(GroupEvent::HistoryGap { sink, lsn });
+                }
             }
         }
     }

@@ -42,8 +42,8 @@ pub enum GroupEvent {
     BackingRecovered,
     /// Records up to `lsn` left the log without this sink having them: a pass is due.
     HistoryGap {
-        /// Position of the sink in the superblock's table.
-        sink: usize,
+        /// Which sink.
+        sink: SinkId,
         /// Last LSN that left.
         lsn: Lsn,
     },

@@ -136,7 +136,7 @@ pub struct Notes {
     /// The log failed with this errno.
     pub log_failed: Option<i32>,
     /// A backing fails with this errno.
-    pub backing_failing: Option<(u16, i32)>,
+    pub backing_failing: Option<(String, i32)>,
     /// The group runs without a log.
     pub detached: bool,
     /// A verify is due, and why.
@@ -488,8 +488,13 @@ impl Running {
                 notes.detached = true;
             }
             GroupEvent::BackingFailing { disk, errno } => {
-                tracing::error!(%group, disk = disk.0, errno, "a backing fails; it is tried again");
-                notes.backing_failing = Some((disk.0, errno));
+                let disk = self.disks.iter().find(|of| of.index == disk);
+                let disk = disk.map_or_else(String::new, |of| {
+                    format!("{} ({})", of.name, of.path.display())
+                });
+                let error = std::io::Error::from_raw_os_error(errno);
+                tracing::error!(%group, disk, %error, "a backing fails; it is tried again");
+                notes.backing_failing = Some((disk, errno));
                 notes.errors.backing += 1;
             }
             GroupEvent::BackingRecovered => {
@@ -497,7 +502,8 @@ impl Running {
                 notes.backing_failing = None;
             }
             GroupEvent::HistoryGap { sink, lsn } => {
-                let target = self.targets.get(sink).map_or("?", |t| t.url.as_str());
+                let target = self.targets.iter().find(|target| target.sink == sink);
+                let target = target.map_or("?", |target| target.url.as_str());
                 tracing::warn!(%group, target, %lsn, "unshipped records left the log: history has a gap, a new pass is due");
                 notes.errors.history_gap += 1;
             }

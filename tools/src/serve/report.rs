@@ -210,8 +210,8 @@ fn state(
         );
         return ("failed", Some(why));
     }
-    if let Some((disk, errno)) = notes.backing_failing {
-        let error = std::io::Error::from_raw_os_error(errno);
+    if let Some((disk, errno)) = &notes.backing_failing {
+        let error = std::io::Error::from_raw_os_error(*errno);
         let why = format!(
             "the backing of disk {disk} fails ({error}); it is tried again, the log keeps what it lacks"
         );

@@ -195,20 +195,20 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
     }
 
     /// Segments of an epoch that no manifest knows prove that a manifest is lost: the epoch's
-    /// first segment comes after it.
+    /// first segment comes after it. One that is there now is newer than this check.
     async fn epochs_without_manifest(
         &mut self,
         id: GroupId,
         history: &History,
     ) -> Result<(), GroupError> {
         let folder = format!("{}/segments", keys::group(id));
+        let next = keys::manifest(id, history.manifest.number + 1);
         for name in self.repository.names_below(&folder).await? {
             let known = name
                 .parse()
                 .is_ok_and(|number| history.epoch(Epoch(number)).is_some());
-            if !known {
-                let key = keys::manifest(id, history.manifest.number + 1);
-                self.problems.push(Problem::missing(&key));
+            if !known && self.get(&next).await?.is_none() {
+                self.problems.push(Problem::missing(&next));
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! A flipped bit in every kind of object is found and named.
 
+use futures::FutureExt as _;
 use futures::executor::block_on;
 
 use super::{VerifyReport, verify};
@@ -7,6 +8,7 @@ use crate::group::GroupError;
 use crate::receive::Receiver;
 use crate::repository::{Repository, keys};
 use crate::testing::primary::Primary;
+use afterimage_format::ids::Epoch;
 
 /// A group with two epochs, so that there is every kind of object.
 fn group() -> (Repository, Primary, Vec<String>) {
@@ -53,6 +55,35 @@ fn a_whole_group_has_no_problems() {
         check(&repository, "none"),
         Err(GroupError::Unknown { .. })
     ));
+}
+
+#[test]
+fn an_epoch_that_begins_meanwhile_is_no_damage() {
+    let (repository, primary, keys) = group();
+    let second = keys::manifest(primary.group, 2);
+    let folder = keys::segment(primary.group, Epoch(2), 1);
+    let folder = folder.rsplit_once('/').expect("a folder").0;
+    let mut newer = Vec::new();
+    for key in keys
+        .iter()
+        .filter(|key| **key == second || key.starts_with(folder))
+    {
+        newer.push((key, block_on(repository.get(key)).expect("an object")));
+        block_on(repository.delete_for_tests(key)).expect("deleted");
+    }
+    let without = check(&repository, &primary.name).expect("a report");
+    assert_eq!(without.problems, []);
+    let report = block_on(verify(&repository, &primary.name, |progress| {
+        // The name, the manifest, the first segment.
+        if progress.objects == 3 {
+            for (key, bytes) in newer.drain(..) {
+                let stored = repository.overwrite_for_tests(key, bytes).now_or_never();
+                stored.expect("in memory").expect("stored");
+            }
+        }
+    }));
+    assert_eq!(report.expect("a report").problems, []);
+    assert!(newer.is_empty());
 }
 
 #[test]

@@ -6,7 +6,7 @@
 pub mod output;
 pub mod values;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
 use values::{DiskRef, GroupName, GroupPoint, Label};
@@ -222,6 +222,8 @@ pub struct RepositoryArgs {
 
 /// `export`
 #[derive(Debug, Clone, Args)]
+// The daemon reads its own repository.
+#[command(group = ArgGroup::new("read_here").args(["repository"]).requires("foreground"))]
 pub struct Export {
     /// Which group, and optionally @ and the moment: latest, lsn:123, a time (2026-01-31T14:03:07Z,
     /// 14:03:07 or -90s) or a checkpoint's label.
@@ -346,4 +348,24 @@ pub struct CertFiles {
     /// Days that the certificate is valid; a negative number makes one that has expired.
     #[arg(long, default_value_t = 825, allow_negative_numbers = true)]
     pub days: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_in_order() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_repository_is_exported_by_this_process_or_not_at_all() {
+        let words = ["afterimage", "export", "vm1", "--repository", "file:///r"];
+        let refused = Cli::try_parse_from(words).expect_err("the daemon reads its own");
+        assert!(refused.to_string().contains("--foreground"), "{refused}");
+        let foreground = ["--foreground", "--listen", "unix:/s"];
+        assert!(Cli::try_parse_from(words.into_iter().chain(foreground)).is_ok());
+    }
 }

@@ -4,6 +4,7 @@ While the guest is frozen, writes are answered: to a disk of its own group and t
 second freeze is refused. With a log that is nearly full nobody is frozen.
 """
 
+import json
 import signal
 import urllib.request
 
@@ -81,6 +82,18 @@ with scratch() as folder:
         own = guest.commands[asked:].count("fsfreeze-freeze")
         wait_until(lambda: "by-hand" in [point["label"] for point in server.points()["points"]], "the point")
         expect_equal((own, guest.frozen_since), (1, None), "freezes without a schedule")
+
+        # The next process knows the last one of each kind.
+        server.checkpoint("plain")
+        known = lambda: {kind: server.group_status()[kind]["lsn"] for kind in ("last_crash", "last_application")}
+        before = known()
+        remembered = lambda: {entry["lsn"] for entry in json.loads(kept.read_text()).values() if isinstance(entry, dict)}
+        kept = server.log_path().with_name(server.log_path().name + ".checkpoints.json")
+        wait_until(lambda: remembered() == {*before.values()}, "the checkpoints to be kept")
+        server.kill()
+        server.start()
+        expect_equal(known(), before, "last checkpoints after a kill")
+        expect(metric(server, "last_checkpoint_timestamp_seconds") > 1e9, "the metric after a kill")
     guest.close()
 
     # Nobody is frozen when the log is nearly full: a freeze flushes into it.

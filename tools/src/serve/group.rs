@@ -35,6 +35,7 @@ use tokio::task::JoinSet;
 use super::abandon::abandon_claims;
 use super::guest::GuestNotes;
 use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use super::remembered::Remembered;
 use super::replace::{ReplaceError, replace_failed_log};
 use super::report;
 use crate::api::types::CheckpointDone;
@@ -227,6 +228,7 @@ pub struct Running {
     schedule: watch::Sender<Option<Schedule>>,
     app_schedule: watch::Sender<Option<Schedule>>,
     notes: Mutex<Notes>,
+    remembered: Arc<Remembered>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -257,6 +259,8 @@ pub async fn start(
         "recovered"
     );
     let ring_path = open::ring_path(config, &group.name, recovered.identity.group);
+    let remembered = Remembered::of(group, recovered.identity.group);
+    let last = remembered.last();
     let handle = workers.add_group(recovered).await?;
     Ok(Running {
         config: group.clone(),
@@ -270,12 +274,15 @@ pub async fn start(
         schedule: watch::Sender::new(None),
         app_schedule: watch::Sender::new(None),
         notes: Mutex::new(Notes {
-            guest: GuestNotes::new(!group.guest.is_empty()),
+            guest: GuestNotes::new(!group.guest.is_empty(), last.application.clone()),
+            last_checkpoint: last.newest().cloned(),
+            last_crash: last.crash,
             verify_due: report
                 .verify_due
                 .then_some("the group was not stopped cleanly before this start, or nobody can tell whether a disk was written while it was stopped"),
             ..Notes::default()
         }),
+        remembered,
         tasks: Mutex::new(JoinSet::new()),
     })
 }
@@ -455,6 +462,7 @@ impl Running {
                 };
                 notes.checkpoints_ok += 1;
                 notes.note_checkpoint(&done);
+                self.remembered.note(&done);
                 Ok(done)
             }
             Err(error) => {
@@ -462,6 +470,11 @@ impl Running {
                 Err(error.into())
             }
         }
+    }
+
+    /// Keeps a checkpoint of a frozen guest for the next process.
+    pub(super) fn remember(&self, done: &CheckpointDone) {
+        self.remembered.note(done);
     }
 
     /// Takes notes of what happens to the group, until it ends.

@@ -56,7 +56,7 @@ pub struct GuestNotes {
     pub maybe_frozen: bool,
     /// Its result is not known yet: all goes its way.
     pub under_way: bool,
-    /// Last one that was confirmed.
+    /// Last one that was confirmed, perhaps by an earlier process.
     pub last: Option<CheckpointDone>,
     window: Samples<{ WINDOW_BOUNDS.len() }>,
     own: Samples<{ OWN_BOUNDS.len() }>,
@@ -101,11 +101,12 @@ impl<const N: usize> Samples<N> {
 }
 
 impl GuestNotes {
-    /// Nothing is known yet.
+    /// Nothing is known yet but the last one that a process before this one confirmed.
     #[must_use]
-    pub fn new(configured: bool) -> Self {
+    pub fn new(configured: bool, last: Option<CheckpointDone>) -> Self {
         Self {
             configured,
+            last,
             ..Self::default()
         }
     }
@@ -258,6 +259,7 @@ impl Host for GroupHost {
             notes.guest.take(&report, &done);
             if done.lsn > 0 {
                 notes.note_checkpoint(&done);
+                self.running.remember(&done);
             }
         }
         let group = &self.running.config.name;
@@ -411,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_freeze_that_goes_its_way_is_no_alarm() {
-        let mut notes = GuestNotes::new(true);
+        let mut notes = GuestNotes::new(true, None);
         (notes.maybe_frozen, notes.under_way) = (true, true);
         assert_eq!(notes.alarm(), None);
         notes.under_way = false;

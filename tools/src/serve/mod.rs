@@ -18,6 +18,7 @@ pub mod images;
 mod listeners;
 pub mod open;
 mod reload;
+mod remembered;
 pub mod replace;
 mod report;
 mod targets;

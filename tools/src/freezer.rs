@@ -120,10 +120,11 @@ impl Freezer {
             lock,
             ..
         } = &*self.0;
+        // First: a disk that stalls now is no reason to be killed. The lock keeps the watchdog waiting.
+        guard.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Err(error) = folder.remove(intent) {
             tracing::error!(group = %intent.group, %error, "the intent to freeze cannot be removed");
         }
-        guard.lock().unwrap_or_else(PoisonError::into_inner).take();
         lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }

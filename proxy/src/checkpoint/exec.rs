@@ -240,7 +240,9 @@ impl Exec {
         // A leader that ended may have passed its number on, if none of its group is left either.
         let unended = self.freezing.as_ref().filter(|running| !running.ended);
         let group = unended.and_then(|running| running.group);
-        let left = leftover::end(&self.checkpoint, group, within).await;
+        let Some(left) = leftover::end(&self.checkpoint, group, within).await else {
+            return vec!["that cannot be listed".to_owned()];
+        };
         self.over = left.is_empty();
         if self.over {
             self.freezing = None;

@@ -47,13 +47,22 @@ fn living(checkpoint: &str, group: Option<Pid>) -> Vec<Pid> {
     ours.collect()
 }
 
-/// Kills them, again and again, until none lives or so long has passed. Those that live.
-pub(super) async fn end(checkpoint: &str, group: Option<Pid>, within: Duration) -> Vec<Pid> {
+/// Kills them, again and again, until none lives or so long has passed. Those that live; none if that
+/// cannot be told: what such a process waits for may hold up whoever looks at it, too.
+pub(super) async fn end(
+    checkpoint: &str,
+    group: Option<Pid>,
+    within: Duration,
+) -> Option<Vec<Pid>> {
     let begun = tokio::time::Instant::now();
     loop {
-        let left = living(checkpoint, group);
+        let own = checkpoint.to_owned();
+        let look = tokio::task::spawn_blocking(move || living(&own, group));
+        let rest = within.saturating_sub(begun.elapsed());
+        let left = tokio::time::timeout(rest.max(LOOK_EVERY), look).await;
+        let left = left.ok()?.ok()?;
         if left.is_empty() || begun.elapsed() >= within {
-            return left;
+            return Some(left);
         }
         for pid in left {
             // Gone already: fine.

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// What a step returns; errors are for people, nothing is decided by them.
 pub type Step<T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send>>;
@@ -51,6 +51,7 @@ pub async fn run(mut sequence: Sequence, providers: Vec<Provider>, host: Arc<dyn
     }
     sequence.handle(begun.elapsed(), Input::Start);
     let mut sign = tokio::time::interval(SIGN_EVERY);
+    sign.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = 0;
     loop {
         let mut finished = false;

@@ -260,11 +260,11 @@ fn kill(stream: &BufReader<UnixStream>, checkpoint: &str) {
         Ok(()) => tracing::error!(
             checkpoint,
             pid = number,
-            "the daemon hangs while its guest is frozen; it was killed so that the guest can be thawed"
+            "the process that froze a guest hangs; it was killed so that the guest can be thawed"
         ),
         Err(error) => tracing::error!(
             checkpoint, pid = number, %error,
-            "the daemon hangs while its guest is frozen, and cannot be killed: kill it"
+            "the process that froze a guest hangs, and cannot be killed: kill it"
         ),
     }
 }

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::api::types::CheckpointDone;
@@ -45,7 +46,10 @@ impl LastCheckpoints {
 pub(super) struct Remembered {
     path: PathBuf,
     last: Mutex<LastCheckpoints>,
-    writing: Mutex<()>,
+    /// Whether somebody waits to write what is newest by then.
+    waiting: AtomicBool,
+    /// Whether the last attempt failed.
+    writing: Mutex<bool>,
 }
 
 impl Remembered {
@@ -75,6 +79,7 @@ impl Remembered {
         Arc::new(Self {
             path,
             last: Mutex::new(last),
+            waiting: AtomicBool::new(false),
             writing: Mutex::default(),
         })
     }
@@ -98,15 +103,23 @@ impl Remembered {
                 _ => last.crash = Some(done),
             }
         }
+        if self.waiting.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let own = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let _one = own.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = own.store() {
+            let mut failing = own.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            own.waiting.store(false, Ordering::Release);
+            let stored = own.store();
+            if let Err(error) = &stored
+                && !*failing
+            {
                 tracing::warn!(
                     file = %own.path.display(), %error,
                     "'status' will not know the last checkpoints after a restart"
                 );
             }
+            *failing = stored.is_err();
         });
     }
 
@@ -116,12 +129,22 @@ impl Remembered {
             let mut builder = fs::DirBuilder::new();
             builder.recursive(true).mode(0o700).create(folder)?;
         }
-        let draft = self.path.with_extension("draft");
-        let mut file = File::create(&draft)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&draft, &self.path)
+        // A run that outlives its group may write beside the next one.
+        let draft = self
+            .path
+            .with_extension(format!("{}.draft", uuid::Uuid::new_v4().simple()));
+        let written = write(&draft, &text).and_then(|()| fs::rename(&draft, &self.path));
+        if written.is_err() {
+            fs::remove_file(&draft).ok();
+        }
+        written
     }
+}
+
+fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(text)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@
 //! `guest-sync-delimited` and by the `id` that agents give back; since the agent works in order,
 //! such an answer shows that the freeze is no longer waiting. Whether an agent gives ids back is
 //! told by its answer to the sync, which is ours for certain by its random number: from one that
-//! does, an answer without an id is somebody else's. An exchange may be dropped at any await: what
-//! was half sent is finished before the next request.
+//! does, an answer without an id is somebody else's. One that refuses requests with an id (most
+//! before QEMU 4.0) is asked without. An exchange may be dropped at any await: what was half sent is
+//! finished before the next request.
 
 pub mod wire;
 
@@ -43,6 +44,8 @@ pub struct Qga {
     unanswered: u32,
     /// Whether the last sync's answer carried the id of its request.
     gives_ids: bool,
+    /// Whether the agent has refused a request since it had an id.
+    refuses_ids: bool,
 }
 
 /// What an agent says of itself.
@@ -71,6 +74,7 @@ impl Qga {
             asked: VecDeque::new(),
             unanswered: 0,
             gives_ids: false,
+            refuses_ids: false,
         }
     }
 
@@ -93,7 +97,11 @@ impl Qga {
                 self.wire.clear();
                 self.queue_sync();
                 self.flush(sent).await?;
-                self.synced().await?;
+                if self.synced().await? == Synced::WithoutIds {
+                    self.queue_sync();
+                    self.flush(|| ()).await?;
+                    self.synced().await?;
+                }
                 Ok(Answer::InStep)
             }
             Request::SyncThaw => {
@@ -104,7 +112,12 @@ impl Qga {
                 self.queue_sync();
                 self.queue(THAW, None);
                 self.flush(sent).await?;
-                self.synced().await?;
+                if self.synced().await? == Synced::WithoutIds {
+                    self.queue_sync();
+                    self.queue(THAW, None);
+                    self.flush(|| ()).await?;
+                    self.synced().await?;
+                }
                 self.unanswered = 0;
                 // Whether it thawed is asked next; an error here is no answer to that.
                 match self.answer(THAW, Value::is_number).await {
@@ -210,12 +223,19 @@ impl Qga {
         let id = self.remember(SYNC);
         // Ends whatever half line of somebody else the agent is still reading.
         self.out.push_back(0xFF);
-        self.queue_line(&json!({ "execute": SYNC, "arguments": { "id": id }, "id": id }));
+        let mut line = json!({ "execute": SYNC, "arguments": { "id": id } });
+        if !self.refuses_ids {
+            line["id"] = id.into();
+        }
+        self.queue_line(&line);
     }
 
     fn queue(&mut self, command: &'static str, arguments: Option<Value>) {
         let id = self.remember(command);
-        let mut line = json!({ "execute": command, "id": id });
+        let mut line = json!({ "execute": command });
+        if !self.refuses_ids {
+            line["id"] = id.into();
+        }
         if let Some(arguments) = arguments {
             line["arguments"] = arguments;
         }
@@ -278,23 +298,27 @@ impl Qga {
         }
     }
 
-    /// Reads up to the answer to one of our syncs; everything before it is somebody's past.
-    async fn synced(&mut self) -> Result<(), Trouble> {
+    /// Reads up to the answer to one of our syncs; everything before it is somebody's past. Ends
+    /// early when the agent turns out to refuse ids: what was asked with them is to be asked again.
+    async fn synced(&mut self) -> Result<Synced, Trouble> {
         loop {
             let line = self.line().await?;
-            let (
-                true,
-                Ok(Message {
-                    id,
-                    outcome: Ok(value),
-                }),
-            ) = (line.delimited, line.message)
-            else {
+            let Ok(Message { id, outcome }) = line.message else {
                 continue;
             };
-            if value.as_u64().is_some_and(|id| self.was_asked(SYNC, id)) {
-                self.gives_ids = id.is_some() && id == value.as_u64();
-                return Ok(());
+            match outcome {
+                Ok(value)
+                    if line.delimited
+                        && value.as_u64().is_some_and(|id| self.was_asked(SYNC, id)) =>
+                {
+                    self.gives_ids = id.is_some() && id == value.as_u64();
+                    return Ok(Synced::InStep);
+                }
+                Err(text) if !self.refuses_ids && is_about_ids(&text) => {
+                    self.refuses_ids = true;
+                    return Ok(Synced::WithoutIds);
+                }
+                _ => {}
             }
         }
     }
@@ -331,6 +355,18 @@ impl Qga {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Synced {
+    InStep,
+    WithoutIds,
+}
+
+/// As QEMU's dispatcher refuses a member that it does not know: "QMP input member 'id' is
+/// unexpected", "QMP input object member 'id' is unexpected".
+fn is_about_ids(error: &str) -> bool {
+    error.contains("member 'id' is unexpected")
+}
+
 const SYNC: &str = "guest-sync-delimited";
 const STATUS: &str = "guest-fsfreeze-status";
 const FREEZE: &str = "guest-fsfreeze-freeze";
@@ -347,12 +383,16 @@ fn number(value: &Value) -> Result<u32, Trouble> {
 
 fn survey(list: &Value, mounts: &[String]) -> Survey {
     let mut survey = Survey::default();
-    let mut missing: Vec<&String> = mounts.iter().collect();
+    // A volume's name on Windows is not what the agent lists; its VSS refuses one that is not there.
+    let is_path = |mount: &&String| !mount.starts_with(r"\\?\");
+    let mut missing: Vec<&String> = mounts.iter().filter(is_path).collect();
     for entry in list.as_array().into_iter().flatten() {
         let text = |key: &str| entry[key].as_str().unwrap_or_default();
         let mount = text("mountpoint").to_owned();
-        let wanted = mounts.is_empty() || mounts.contains(&mount);
-        missing.retain(|missing| **missing != mount);
+        // Drive letters may be written either way.
+        let same = |other: &String| other.eq_ignore_ascii_case(&mount);
+        let wanted = mounts.is_empty() || mounts.iter().any(same);
+        missing.retain(|missing| !same(missing));
         let kind = text("type").to_ascii_lowercase();
         if wanted && FREEZABLE.contains(&kind.as_str()) {
             survey.freezable.push(mount);

@@ -27,8 +27,8 @@ use std::time::Duration;
 const FREEZE_SHARE_PERCENT: u32 = 75;
 /// Part of the freeze limit that the marker may take.
 const MARK_SHARE_PERCENT: u32 = 10;
-/// Part of the freeze limit after which a thaw that was not answered is taken for lost and asked
-/// again; the rest is for that one to arrive within the limit.
+/// Part of the freeze limit after which a thaw that was not answered is asked once more, in case it
+/// got lost; either may be answered within the limit.
 const THAW_SHARE_PERCENT: u32 = 90;
 /// First deadline and longest deadline of an exchange that thaws after trouble.
 const RESCUE_PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -171,6 +171,8 @@ struct Agent {
     patience: Duration,
     survey: Survey,
     attempts: u32,
+    /// The thaw was asked a second time.
+    asked_again: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -220,6 +222,7 @@ impl Sequence {
             patience: limits.prepare,
             survey: Survey::default(),
             attempts: 0,
+            asked_again: false,
         };
         Self {
             limits,
@@ -407,6 +410,7 @@ impl Sequence {
         let asked = self.agents.get(agent).and_then(|a| a.asked);
         if let Some((current, Request::Thaw, _)) = asked
             && current == ask
+            && !self.agents[agent].asked_again
         {
             self.times.thaw_sent = self.times.thaw_sent.max(Some(now));
         }
@@ -589,7 +593,7 @@ impl Sequence {
                     trouble,
                 };
                 self.fail(now, reason);
-                if request == Request::Thaw {
+                if request == Request::Thaw && self.agents[agent].stand != Stand::Rescue {
                     self.rescue(now, agent);
                 }
             }
@@ -655,6 +659,9 @@ impl Sequence {
             if let Some((_, request, deadline)) = self.agents[agent].asked
                 && deadline <= now
             {
+                if self.thaw_again(now, agent, request) {
+                    continue;
+                }
                 self.agents[agent].asked = None;
                 self.actions.push_back(Action::Cancel { agent });
                 let patience = self.agents[agent].patience;
@@ -670,6 +677,19 @@ impl Sequence {
             };
             self.fail(now, reason);
         }
+    }
+
+    /// Asks for the thaw once more if there is time, since the request may have got lost. The agent
+    /// works in order, so that the answer to either says as much.
+    fn thaw_again(&mut self, now: Duration, agent: usize, request: Request) -> bool {
+        let end = self.times.freeze_asked.unwrap_or(now) + self.limits.freeze;
+        let wanted = request == Request::Thaw && !self.agents[agent].asked_again && now < end;
+        if wanted {
+            self.agents[agent].asked_again = true;
+            self.note(now, Some(agent), "thaw is asked again");
+            self.ask(now, agent, Request::Thaw, end - now);
+        }
+        wanted
     }
 
     fn conclude(&mut self, now: Duration) {

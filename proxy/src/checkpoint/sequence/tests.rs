@@ -42,6 +42,8 @@ enum Thaw {
     Cuts(u32),
     /// Loses the request once: no effect, no answer.
     Lost,
+    /// Takes so long.
+    Slow(Duration),
 }
 
 /// What becomes of the question what could be frozen.
@@ -94,7 +96,7 @@ impl Guest {
         let thaws_left = match script.thaw {
             Thaw::SaysErrors(n) | Thaw::Fails(n) | Thaw::Cuts(n) => n,
             Thaw::Fewer | Thaw::Lost => 1,
-            Thaw::Works => 0,
+            Thaw::Works | Thaw::Slow(_) => 0,
         };
         Self {
             script,
@@ -109,6 +111,15 @@ impl Guest {
     fn ask(&mut self, now: Duration, ask: Ask, request: Request) {
         let turn = self.busy_until.max(now);
         let soon = turn + self.script.latency;
+        for (_, effect) in &mut self.effects {
+            // Asked again while the first is under way: whoever asks takes its answer.
+            if let Effect::Answer(first, Ok(Answer::Thawed { .. })) = effect
+                && request == Request::Thaw
+            {
+                *first = ask;
+                return;
+            }
+        }
         let mut at = |when, effect| self.effects.push((when, effect));
         let end = match request {
             Request::Sync => {
@@ -187,6 +198,10 @@ impl Guest {
                 let says = |answer| match request {
                     Request::SyncThaw => Ok(Answer::InStep),
                     _ => answer,
+                };
+                let soon = match self.script.thaw {
+                    Thaw::Slow(took) => turn + took,
+                    _ => soon,
                 };
                 let answer = match (limps, self.script.thaw) {
                     (true, Thaw::SaysErrors(_)) => {
@@ -431,7 +446,6 @@ fn each_misbehaviour_thaws_in_time_and_leaves_a_crash_consistent_point_with_its_
         (thaw(Thaw::Fails(4)), "says: cannot"),
         (thaw(Thaw::Fewer), "froze 2 file systems and thawed 1"),
         (thaw(Thaw::Cuts(3)), "closed the connection"),
-        (thaw(Thaw::Lost), "thawing: agent0 did not answer"),
         (
             Script {
                 frozen_before: true,
@@ -448,6 +462,28 @@ fn each_misbehaviour_thaws_in_time_and_leaves_a_crash_consistent_point_with_its_
         assert!(reason.contains(why), "{script:?}: {reason}");
         assert!(frozen_max(&world) <= LIMIT, "{script:?}");
         assert!(!world.intent, "{script:?}");
+    }
+}
+
+#[test]
+fn a_thaw_that_gets_lost_is_asked_again_in_time_and_a_slow_one_may_take_all_of_it() {
+    let lost = Script {
+        thaw: Thaw::Lost,
+        ..GOOD
+    };
+    let (world, report) = run(&[GOOD, lost], Host::default());
+    assert!(report.confirmed, "{report:?}");
+    let frozen = frozen_max(&world);
+    assert!(frozen > LIMIT * 8 / 10 && frozen < LIMIT, "{frozen:?}");
+    // Our share ends with the first.
+    assert_eq!(report.times.own(), Some(Duration::ZERO));
+    for (took, confirmed) in [(7900, true), (8100, false)] {
+        let slow = Script {
+            thaw: Thaw::Slow(took * MS - 5 * MS),
+            ..GOOD
+        };
+        let (_, report) = run(&[slow], Host::default());
+        assert_eq!(report.confirmed, confirmed, "{report:?}");
     }
 }
 
@@ -590,7 +626,7 @@ proptest! {
         if report.confirmed {
             prop_assert_eq!(world.marked_while_frozen, Some(true));
             prop_assert!(report.times.window().expect("measured") <= LIMIT);
-            let works = |s: &Script| s.thaw == Thaw::Works;
+            let works = |s: &Script| matches!(s.thaw, Thaw::Works | Thaw::Lost);
             prop_assert!(scripts.iter().all(works));
         }
         let steps: BTreeSet<_> = report.steps.iter().map(|step| step.at).collect();

@@ -16,8 +16,10 @@ use tokio::time::Instant;
 pub(super) enum Script {
     /// As it should.
     Good,
-    /// As it should, without giving back ids (agents before QEMU 4).
+    /// As it should, without giving back ids.
     WithoutIds,
+    /// As it should, but refuses every request with an id (agents before QEMU 4).
+    RefusesIds,
     /// Freezes at once, answers that after so long.
     AnswersLate(Duration),
     /// Takes the freeze, executes and answers it after so long.
@@ -38,6 +40,8 @@ pub(super) enum Script {
     ThawError,
     /// Takes the first thaw, neither executes nor answers it.
     LosesThaw,
+    /// And the second.
+    LosesThaws,
     /// Somebody else asks the same, without ids, and is answered on the same connection: before
     /// ours is executed.
     Shared,
@@ -151,6 +155,11 @@ impl Agent {
             format!("{answer}\n").into_bytes()
         };
         let good = Some(answer(json!(MOUNTS)));
+        if script == Script::RefusesIds && !request["id"].is_null() {
+            let text = "QMP input object member 'id' is unexpected";
+            let refused = json!({ "error": { "class": "GenericError", "desc": text } });
+            return Some(format!("{refused}\n").into_bytes());
+        }
         if self.script == Script::Deaf {
             return Some(Vec::new());
         }
@@ -192,6 +201,10 @@ impl Agent {
                 self.script = Script::Good;
                 Some(Vec::new())
             }
+            "guest-fsfreeze-thaw" if script == Script::LosesThaws => {
+                self.script = Script::LosesThaw;
+                Some(Vec::new())
+            }
             "guest-fsfreeze-thaw" if script == Script::SharedLosesThaw => {
                 self.script = Script::Shared;
                 Some(Vec::new())
@@ -224,7 +237,9 @@ impl Agent {
             Script::Fewer,
             Script::ThawError,
             Script::WithoutIds,
+            Script::RefusesIds,
             Script::LosesThaw,
+            Script::LosesThaws,
             Script::Shared,
             Script::SharedLosesThaw,
         ];

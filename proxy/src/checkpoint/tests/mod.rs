@@ -151,6 +151,9 @@ async fn willing_agents_are_confirmed() {
     let willing = [
         Script::Good,
         Script::WithoutIds,
+        Script::RefusesIds,
+        Script::LosesThaw,
+        Script::SharedLosesThaw,
         Script::OtherId,
         Script::LateAnswerOfAnother,
         Script::Shared,
@@ -184,8 +187,7 @@ async fn agents_that_misbehave_are_thawed_in_time_and_the_point_says_why() {
             Script::ThawError,
             "thawing: guest says: couldn't hold writes",
         ),
-        (Script::LosesThaw, "thawing: guest did not answer"),
-        (Script::SharedLosesThaw, "thawing: guest did not answer"),
+        (Script::LosesThaws, "thawing: guest did not answer"),
         (Script::CutFrozen, "freezing: guest closed the connection"),
         (
             Script::DiesFrozen(s(2)),

@@ -65,17 +65,25 @@ with scratch() as folder, Afterimage(folder) as server:
     server.cli("verify", "vm1")
     server.cli("restore", "vm1@good", folder / "out")
 
-    # Without its name or its manifest nothing of a group is told, and nothing is begun in their place.
-    for part in ("names", "manifests"):
+    # Without its name or its manifest nothing of a group is told, and nothing is begun in their place; nor
+    # is a repository of another version touched.
+    for part in ("names", "manifests", "afterimage-repository"):
         path = next(path for path in server.repository.rglob("*") if path.is_file() and part in path.parts)
-        whole = path.read_bytes()
-        flipped(path, whole, len(whole) // 2)
-        told(server.cli("verify", "vm1", ok=1).stdout, path, len(whole) // 2, f"verify of {part}")
+        whole, advice = path.read_bytes(), ADVICE
+        if part == "afterimage-repository":
+            path.write_bytes(whole.replace(b"1", b"2"))
+            advice = "use the version of Afterimage that wrote it"
+            said = server.cli("verify", "vm1", ok=1).stderr
+            expect(path.name in said and advice in said, f"verify of another version:\n{said}")
+        else:
+            flipped(path, whole, len(whole) // 2)
+            told(server.cli("verify", "vm1", ok=1).stdout, path, len(whole) // 2, f"verify of {part}")
+        bad = path.read_bytes()
         export = ["export", "vm1@good", "--repository", f"file://{server.repository}", "--foreground",
                   "--listen", f"unix:{folder}/image.sock"]
         for command in (["points", "vm1"], ["restore", "vm1@good", folder / part], export):
             said = server.cli(*command, ok=1).stderr
-            expect(path.name in said and ADVICE in said, f"{command}:\n{said}")
+            expect(path.name in said and advice in said, f"{command}:\n{said}")
         expect(not (folder / part).exists() or not list((folder / part).iterdir()), "nothing is restored")
         server.start()
         target = lambda: server.group_status()["targets"][0]
@@ -85,7 +93,7 @@ with scratch() as folder, Afterimage(folder) as server:
             client.write(0, b"more" * 1024)
             client.flush()
         server.stop()
-        expect(path.read_bytes() != whole, f"{path} was put right by somebody")
+        expect_equal(path.read_bytes(), bad, f"content of {path}, which nobody may put right")
         path.write_bytes(whole)
         server.start()
         server.wait_shipped()

@@ -58,6 +58,18 @@ pub enum RepositoryError {
         /// What is wrong with it.
         source: ObjectError,
     },
+    /// The marker names another scheme of keys, or is damaged.
+    #[error(
+        "{url}: its file 'afterimage-repository' says {found:?}, this program knows {known:?}: use the version of Afterimage that wrote it, or, if the file is damaged, put it back from a copy of the repository; nothing is read or stored until then"
+    )]
+    Marker {
+        /// The repository.
+        url: String,
+        /// What it holds.
+        found: String,
+        /// What it should.
+        known: &'static str,
+    },
     /// A key that no code of ours may build.
     #[error("{key:?} is not a key of a repository")]
     BadKey {

@@ -143,8 +143,11 @@ impl Repository {
         // Whoever was first: the identity that is there counts.
         self.create_here(keys::IDENTITY, identity.encode().into())
             .await?;
-        self.create_here(keys::MARKER, Bytes::from_static(open::MARKER_CONTENT))
-            .await?;
+        self.create_here(
+            keys::MARKER,
+            Bytes::from_static(open::MARKER_CONTENT.as_bytes()),
+        )
+        .await?;
         self.attend().await
     }
 

@@ -18,7 +18,7 @@ use super::root::{Root, could_be_made};
 use super::{Kept, Repository, RepositoryError, keys};
 
 /// What the marker holds.
-pub(super) const MARKER_CONTENT: &[u8] = b"afterimage repository 1\n";
+pub(super) const MARKER_CONTENT: &str = "afterimage repository 1\n";
 
 /// Writers that a probe lets race for one key.
 const PROBE_WRITERS: usize = 8;
@@ -45,6 +45,7 @@ impl Repository {
         let repository = open_bucket(url)?;
         repository.probe().await?;
         repository.establish().await?;
+        repository.check_marker().await?;
         Ok(repository)
     }
 
@@ -61,8 +62,22 @@ impl Repository {
         } else {
             open_bucket(url)?
         };
-        repository.get(keys::MARKER).await?;
+        repository.check_marker().await?;
         Ok(repository)
+    }
+
+    /// Refuses a scheme of keys that is not ours.
+    async fn check_marker(&self) -> Result<(), RepositoryError> {
+        let held = self.get(keys::MARKER).await?;
+        if held == MARKER_CONTENT {
+            return Ok(());
+        }
+        let found = String::from_utf8_lossy(&held);
+        Err(RepositoryError::Marker {
+            url: self.url().to_owned(),
+            found: found.trim_end().chars().take(80).collect(),
+            known: MARKER_CONTENT.trim_end(),
+        })
     }
 
     async fn open_folder(folder: PathBuf, url: &str) -> Result<Self, RepositoryError> {
@@ -75,8 +90,11 @@ impl Repository {
             url: url.into(),
         };
         repository.attend().await?;
-        let marked = repository.get(keys::MARKER).await;
-        if marked.is_ok_and(|held| held == MARKER_CONTENT) {
+        let marked = repository.check_marker().await;
+        if let Err(other @ RepositoryError::Marker { .. }) = marked {
+            return Err(other);
+        }
+        if marked.is_ok() {
             repository.resync(keys::MARKER).await?;
             if !root.is_known()
                 && let Err(error) = repository.establish().await

@@ -70,6 +70,42 @@ fn a_lost_answer_is_read_back() {
 }
 
 #[test]
+fn a_repository_of_another_version_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let url = format!("file://{}", folder.path().display());
+    block_on(async {
+        let ours = Repository::open(&url).await.expect("opened");
+        ours.create("names/vm1", Bytes::from_static(b"x"))
+            .await
+            .expect("stored");
+        Repository::open(&url).await.expect("of our version");
+        Repository::open_existing(&url)
+            .await
+            .expect("of our version");
+        let marker = folder.path().join("afterimage-repository");
+        for text in [
+            "afterimage repository 2\n",
+            "afterimage rep\u{1}sitory 1\n",
+            "",
+        ] {
+            std::fs::write(&marker, text).expect("written");
+            for opened in [
+                Repository::open(&url).await,
+                Repository::open_existing(&url).await,
+            ] {
+                let refused = opened.expect_err("another version");
+                assert!(
+                    matches!(refused, RepositoryError::Marker { .. }),
+                    "{refused:?}"
+                );
+                assert!(refused.to_string().contains("afterimage-repository"));
+            }
+            assert_eq!(std::fs::read_to_string(&marker).expect("there"), text);
+        }
+    });
+}
+
+#[test]
 fn what_is_no_repository_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("file");

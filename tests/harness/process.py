@@ -85,6 +85,7 @@ class Child:
 
     def __init__(self, command, log_path, **options):
         self.command = [str(word) for word in command]
+        self.killed = False
         self.log_path = Path(log_path)
         self._log = open(self.log_path, "ab")
         options.setdefault("stdin", subprocess.DEVNULL)
@@ -102,6 +103,7 @@ class Child:
 
     def kill(self):
         """SIGKILL, and wait until it is gone."""
+        self.killed = True
         if self.running():
             self.process.kill()
         self.process.wait()

@@ -146,6 +146,9 @@ class Afterimage:
 
     def spawn(self, options=(), under=()):
         """Start the process without waiting for it to be ready; `under` is a command that execs it."""
+        if self.child is not None and self.child.killed:
+            # By another thread, perhaps: it listens until it is quite gone.
+            self.child.process.wait(READY_PATIENCE_SECONDS)
         if self._notify is not None:
             self._notify.close()
         notify_path = self.folder / "notify.sock"

@@ -130,9 +130,10 @@ impl Run {
                         self.revive().await?;
                         Ok(false)
                     }
-                    // The claims say attached then, which is true. A log that is not clean behind
-                    // a drain lost the write of its superblock.
-                    Err(_) if self.storage_broken || self.log_wrong => Ok(true),
+                    // The claims say attached then, which is true.
+                    Err(_) if self.storage_broken => Ok(true),
+                    // It lost the write of its superblock behind the drain.
+                    Err(RecoveryError::NotClean { .. }) if self.log_wrong => Ok(true),
                     Err(error) => Err(format!("leaving the disks: {error}")),
                 };
             }

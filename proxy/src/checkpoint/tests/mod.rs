@@ -342,6 +342,22 @@ async fn the_watchdog_thaws_when_the_daemon_is_gone_at_any_moment_and_only_then(
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_old_agent_that_was_left_frozen_is_thawed_without_ids() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let intents = IntentFolder::open(folder.path()).expect("made");
+    let path = folder.path().join("agent.sock");
+    let (guest, server) = agent::start(&path, Script::RefusesIds);
+    guest.lock().expect("whole").frozen_since = Some(Instant::now());
+    let intent = Intent::new("vm1", &[qga(&path)], Duration::from_secs(3600));
+    intents.store(&intent).expect("stored");
+    let thawed = tokio::time::timeout(LIMIT, watchdog::thaw(&intents, &intent)).await;
+    thawed.expect("within the limit");
+    assert_eq!(guest.lock().expect("whole").frozen_since, None);
+    assert!(!intents.holds(&intent));
+    server.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_daemon_hangs_when_it_is_silent_while_its_guest_has_to_be_thawed() {
     let pair = || {
         let (ours, theirs) = UnixStream::pair().expect("made");

@@ -95,13 +95,7 @@ impl Qga {
             Request::Sync => {
                 self.asked.clear();
                 self.wire.clear();
-                self.queue_sync();
-                self.flush(sent).await?;
-                if self.synced().await? == Synced::WithoutIds {
-                    self.queue_sync();
-                    self.flush(|| ()).await?;
-                    self.synced().await?;
-                }
+                self.step_in(None, sent).await?;
                 Ok(Answer::InStep)
             }
             Request::SyncThaw => {
@@ -109,15 +103,7 @@ impl Qga {
                     self.disconnect();
                 }
                 self.unanswered += 1;
-                self.queue_sync();
-                self.queue(THAW, None);
-                self.flush(sent).await?;
-                if self.synced().await? == Synced::WithoutIds {
-                    self.queue_sync();
-                    self.queue(THAW, None);
-                    self.flush(|| ()).await?;
-                    self.synced().await?;
-                }
+                self.step_in(Some(THAW), sent).await?;
                 self.unanswered = 0;
                 // Whether it thawed is asked next; an error here is no answer to that.
                 match self.answer(THAW, Value::is_number).await {
@@ -166,6 +152,31 @@ impl Qga {
                 Ok(Answer::Thawed {
                     count: number(&count)?,
                 })
+            }
+        }
+    }
+
+    /// A sync, with a command right behind it, up to the sync's answer; once more without ids if the
+    /// agent refuses them.
+    async fn step_in(
+        &mut self,
+        behind: Option<&'static str>,
+        sent: impl FnOnce(),
+    ) -> Result<(), Trouble> {
+        let mut sent = Some(sent);
+        loop {
+            self.queue_sync();
+            if let Some(command) = behind {
+                self.queue(command, None);
+            }
+            self.flush(|| {
+                if let Some(sent) = sent.take() {
+                    sent();
+                }
+            })
+            .await?;
+            if self.synced().await? == Synced::InStep {
+                return Ok(());
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::checksum::crc32c;
 use crate::ids::{BLOCK_SIZE, DISKS_MAX, DiskIndex, Epoch, GroupId, LogId, Lsn};
 use crate::op::Op;
 use bytes::Bytes;
+use std::io::Cursor;
 use zerocopy::IntoBytes;
 
 /// What is known of a segment before its first record.
@@ -256,14 +257,18 @@ impl SegmentBuilder {
         }
         debug_assert!(self.chunk.len() <= CHUNK_BLOCKS_MAX * BLOCK_SIZE);
         let start = self.stored.len();
+        self.stored
+            .reserve(zstd::zstd_safe::compress_bound(self.chunk.len()));
+        let mut end = Cursor::new(&mut self.stored);
+        end.set_position(start as u64);
         // A compression that fails is treated like one that does not pay: stored raw.
-        let compressed = self.compressor.compress(&self.chunk).unwrap_or_default();
-        let codec = if !compressed.is_empty() && compressed.len() < self.chunk.len() {
-            self.stored.extend_from_slice(&compressed);
-            1
-        } else {
-            self.stored.extend_from_slice(&self.chunk);
-            0
+        let codec = match self.compressor.compress_to_buffer(&self.chunk, &mut end) {
+            Ok(len) if len < self.chunk.len() => 1,
+            _ => {
+                self.stored.truncate(start);
+                self.stored.extend_from_slice(&self.chunk);
+                0
+            }
         };
         self.chunks.push(RawChunk {
             offset: (start as u64).into(),

@@ -11,6 +11,7 @@ use crate::chain::{RECORD_PAYLOAD_BLOCKS_MAX, RecordChain, RecordMeta};
 use crate::checksum::crc32c;
 use crate::ids::{BLOCK_SIZE, DISKS_MAX, DiskIndex, Lsn};
 use crate::op::Op;
+use std::cell::RefCell;
 use std::ops::Range;
 use zerocopy::{FromBytes, Immutable};
 
@@ -59,6 +60,12 @@ pub struct ChunkInfo {
     pub codec: Codec,
 }
 
+thread_local! {
+    /// Making one costs a good part of what the decoding of a chunk does.
+    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> =
+        RefCell::new(zstd::bulk::Decompressor::new().expect("zstd finds memory for a context"));
+}
+
 impl ChunkInfo {
     /// Bytes of the segment that hold the chunk.
     #[must_use]
@@ -83,7 +90,10 @@ impl ChunkInfo {
             Codec::Raw => Ok(stored.to_vec()),
             Codec::Zstd => {
                 let mut raw = vec![0; self.raw_len as usize];
-                match zstd::bulk::decompress_to_buffer(stored, raw.as_mut_slice()) {
+                let len = DECOMPRESSOR.with_borrow_mut(|decompressor| {
+                    decompressor.decompress_to_buffer(stored, raw.as_mut_slice())
+                });
+                match len {
                     Ok(len) if len == raw.len() => Ok(raw),
                     _ => Err(SegmentError::ChunkContent(number)),
                 }

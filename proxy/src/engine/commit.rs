@@ -17,6 +17,11 @@ use afterimage_format::ring_header::{
 use afterimage_format::superblock::SUPERBLOCK_COPIES;
 use std::io;
 
+/// The part of the ring, one of so many, that is synced without being waited for.
+const UNSYNCED_PART: usize = 8;
+/// Flushes that come within so many log delays of another count as frequent.
+const FLUSH_PAUSE_DELAYS: u64 = 10;
+
 #[derive(Debug)]
 pub(super) struct Commit {
     /// Everything up to here is durable in the log.
@@ -27,8 +32,10 @@ pub(super) struct Commit {
     sync: Option<LogSync>,
     /// The next frame finds no room in the log.
     pub(super) blocked: bool,
-    /// Destage waits for something to become durable.
-    pub(super) wanted: bool,
+    /// Bytes written since the submission of the last sync.
+    unsynced_bytes: usize,
+    /// When somebody last waited for the log to be durable.
+    waited_for_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +60,8 @@ impl Commit {
             write: None,
             sync: None,
             blocked: false,
-            wanted: false,
+            unsynced_bytes: 0,
+            waited_for_ns: None,
         }
     }
 }
@@ -64,15 +72,18 @@ pub(super) const fn log_offset(position: u64) -> u64 {
 }
 
 impl<S: Storage> Engine<S> {
-    /// Something must become durable without delay.
-    fn commit_urgent(&self) -> bool {
+    /// Somebody waits for a flush.
+    fn flush_waits(&self) -> bool {
         self.waiters
             .first()
             .is_some_and(|lsn| lsn > self.commit.durable)
-            || self.commit.wanted
-            || self.writes.waits_for_room()
-            || self.command.draining()
-            || self.ring.used_blocks() > self.ring.area_blocks() / 2
+    }
+
+    /// Everything is to become durable: nothing else goes on before.
+    fn pressed(&self) -> bool {
+        self.command.draining()
+            // The ring makes room as long as destage has enough to do.
+            || (self.writes.waits_for_room() && self.destage_level() == 0)
     }
 
     /// When the oldest record that is not durable has waited for the commit interval.
@@ -100,9 +111,12 @@ impl<S: Storage> Engine<S> {
         if self.failure.log_errno != 0 {
             return;
         }
-        let urgent = self.commit_urgent();
-        self.start_log_write(now, urgent);
-        self.start_log_sync(now, urgent);
+        if self.waiters.len() > 0 {
+            self.commit.waited_for_ns = Some(now.monotonic_ns);
+        }
+        let pressed = self.pressed();
+        self.start_log_write(now, pressed || self.flush_waits());
+        self.start_log_sync(now, pressed);
     }
 
     fn start_log_write(&mut self, now: Now, urgent: bool) {
@@ -113,14 +127,18 @@ impl<S: Storage> Engine<S> {
             self.commit.blocked = false;
             return;
         };
-        let batch_blocks = self.config.log_batch_bytes / BLOCK_SIZE as u32;
+        let write_blocks_max = self.config.log_write_bytes_max / BLOCK_SIZE as u32;
+        let batch_blocks = if self.flushes_are_frequent(now) {
+            write_blocks_max
+        } else {
+            self.config.log_batch_bytes / BLOCK_SIZE as u32
+        };
         let due = urgent
             || now.monotonic_ns >= oldest.opened_ns + self.config.log_delay_ns
             || self.ring.unsubmitted_blocks(batch_blocks) >= batch_blocks;
         if !due {
             return;
         }
-        let write_blocks_max = self.config.log_write_bytes_max / BLOCK_SIZE as u32;
         let closed: u32 = self.ring.closed().map(super::ring::RingFrame::blocks).sum();
         if closed < write_blocks_max {
             self.close_frame();
@@ -149,6 +167,15 @@ impl<S: Storage> Engine<S> {
                 dsync,
             },
         );
+    }
+
+    /// The next flush comes soon: a log write just before it would have to be over before the one
+    /// that makes everything durable, so that the flush would wait for two.
+    fn flushes_are_frequent(&self, now: Now) -> bool {
+        let after = self.config.log_delay_ns * FLUSH_PAUSE_DELAYS;
+        self.commit
+            .waited_for_ns
+            .is_some_and(|at| now.monotonic_ns <= at + after)
     }
 
     /// The frames of the next log write: position of the first in the log, how many frames; their
@@ -190,7 +217,7 @@ impl<S: Storage> Engine<S> {
         first.map(|first| (first, frames))
     }
 
-    fn start_log_sync(&mut self, now: Now, urgent: bool) {
+    fn start_log_sync(&mut self, now: Now, pressed: bool) {
         let Commit {
             durable, written, ..
         } = self.commit;
@@ -207,10 +234,17 @@ impl<S: Storage> Engine<S> {
         let due = self
             .commit_due_ns()
             .is_some_and(|due| now.monotonic_ns >= due);
-        // Without waiters an urgent commit (pressure, drain) syncs whatever is written.
-        if !(waited_for || due || (urgent && self.waiters.len() == 0)) {
+        // A sync for each write would slow the writes down. So there is one when nothing more can be
+        // written, and before so much waits for it that destage has nothing left.
+        let all_written = self.commit.write.is_none()
+            && (self.commit.blocked || self.ring.oldest_unsubmitted().is_none());
+        let much = self.commit.unsynced_bytes
+            > self.ring.area_blocks() as usize / UNSYNCED_PART * BLOCK_SIZE;
+        let room = self.waiters.len() == 0 && (much || (pressed && all_written));
+        if !(waited_for || due || room) {
             return;
         }
+        self.commit.unsynced_bytes = 0;
         self.commit.sync = Some(LogSync {
             covers: written,
             started_ns: now.monotonic_ns,
@@ -237,7 +271,9 @@ impl<S: Storage> Engine<S> {
         self.status.log_written_bytes += write.bytes as u64;
         let Some(last) = last else { return };
         self.commit.written = last;
+        self.commit.unsynced_bytes += write.bytes;
         if write.dsync {
+            self.commit.unsynced_bytes = 0;
             self.count_sync(now.monotonic_ns.saturating_sub(write.started_ns));
             self.advance_durable(last);
         }
@@ -270,7 +306,7 @@ impl<S: Storage> Engine<S> {
     fn advance_durable(&mut self, lsn: Lsn) {
         if lsn > self.commit.durable {
             self.commit.durable = lsn;
-            self.commit.wanted = false;
+            self.ring.mark_durable(lsn);
             self.store_durable();
             self.release_waiters();
         }

@@ -74,7 +74,7 @@ impl Default for EngineConfig {
             commit_interval_ns: 20 * MS,
             log_delay_ns: MS,
             log_batch_bytes: 128 << 10,
-            log_write_bytes_max: 1 << 20,
+            log_write_bytes_max: 4 << 20,
             destage_depth: 64,
             destage_age_ns: 2_000 * MS,
             backing_retry_ns: 100 * MS,

@@ -1,8 +1,10 @@
 //! Destage: writing what the log has durably to the backings, oldest first.
 //!
-//! A cursor walks over the durable records. Blocks that are still the newest version are chosen,
-//! sorted and joined; a superseded version is skipped if what supersedes it is durable, waited for
-//! otherwise (or written, when waiting would be for ever: the log has no room, or has failed). A zeroing is a
+//! A cursor walks over the durable records, as long as more of them than the ring's window lie in the
+//! ring: the longer a version rests there, the likelier another makes it needless. A version is
+//! skipped if one that supersedes it is durable; all others are chosen, sorted and joined. The
+//! fuller the ring, the more writes are in flight: no more than the guest needs, since the log's
+//! writes, which flushes wait for, share the device. A zeroing is a
 //! barrier: everything before it is in the backing first, nothing behind it goes until it is.
 //! Always holds: nothing above the log's durable LSN is chosen; never two operations in flight that
 //! overlap; every record up to `destaged` is in the backings or superseded by a durable one above;
@@ -23,6 +25,10 @@ use std::io;
 
 /// Blocks chosen, sorted and joined at a time.
 const BATCH_BLOCKS: usize = 2048;
+/// Fewest writes in flight while the ring holds more than its window.
+const DEPTH_MIN: usize = 4;
+/// So full, in eighths, is a ring that is destaged with as many writes in flight as there may be.
+const FULL_DEPTH_EIGHTHS: u32 = 7;
 /// Most blocks of one write to a backing (each may be a run of ring memory of its own).
 const JOIN_BLOCKS_MAX: usize = 256;
 
@@ -36,8 +42,6 @@ pub(super) struct Destage {
     pub(super) synced: Lsn,
     /// Everything up to here is to be destaged whatever the ring's level.
     goal: Lsn,
-    /// The ring is over its high mark and not under its low mark yet.
-    over_mark: bool,
     /// Chosen, not submitted: sorted.
     ready: VecDeque<DestageOp>,
     in_flight: Slab<DestageOp>,
@@ -98,7 +102,6 @@ impl Destage {
             destaged: recovered,
             synced: synced.max(recovered),
             goal: Lsn::ZERO,
-            over_mark: false,
             ready: VecDeque::new(),
             in_flight: Slab::new(),
             chosen: Vec::with_capacity(BATCH_BLOCKS),
@@ -179,28 +182,57 @@ impl<S: Storage> Engine<S> {
         Some(frame.opened_ns + self.config.destage_age_ns)
     }
 
-    /// Decides how far destage is to go now.
-    fn set_goal(&mut self, now: Now) {
-        let bound = self.destage_bound();
-        let area = self.ring.area_blocks();
-        let used = self.ring.used_blocks();
-        if used > area / 2 {
-            self.destage.over_mark = true;
-        } else if used <= area / 8 * 3 {
-            self.destage.over_mark = false;
+    /// How many writes may be in flight to bring the ring back to its window of durable records: 0
+    /// while it holds no more than that. Only what is durable counts: room that waits for the log
+    /// comes from the log.
+    pub(super) fn destage_level(&self) -> usize {
+        let (area, window) = (self.ring.area_blocks(), self.ring.window_blocks());
+        let over = if self.failure.detached() {
+            self.ring.used_blocks().saturating_sub(window)
+        } else {
+            self.ring.rested_blocks()
+        };
+        if over == 0 {
+            return 0;
         }
+        let depth = self.config.destage_depth;
+        let full = (area * FULL_DEPTH_EIGHTHS / 8 - window).max(1);
+        (depth * over as usize / full as usize).clamp(DEPTH_MIN.min(depth), depth)
+    }
+
+    /// The newest record that is to be destaged: for its age or for another's need, or since the
+    /// ring holds more than its window.
+    fn destage_limit(&self) -> Lsn {
+        let rested = if self.failure.detached() && self.destage_level() > 0 {
+            self.destage_bound()
+        } else {
+            self.ring.rested()
+        };
+        self.destage.goal.max(rested)
+    }
+
+    /// Decides how far destage is to go now, and with how many writes in flight.
+    fn set_goal(&mut self, now: Now) -> usize {
+        let bound = self.destage_bound();
+        let level = self.destage_level();
         let aged = self
             .age_deadline()
             .is_some_and(|deadline| now.monotonic_ns >= deadline);
         let log_full = self.commit.blocked
             || self.space.blocks_above(self.destage.destaged) > self.space.area_blocks() / 4 * 3;
-        let all = aged
-            || log_full
-            || self.failure.log_errno != 0
-            || self.command.draining()
-            || self.writes.waits_for_room();
-        if all {
+        // The free room is too scattered for what waits, and the log has nothing to add.
+        let no_room = self.writes.waits_for_room() && level == 0 && bound == self.ring.appended();
+        let hurry = log_full || self.failure.log_errno != 0 || self.command.draining() || no_room;
+        if hurry || aged {
             self.destage.goal = bound;
+        }
+        let depth = self.config.destage_depth;
+        if hurry {
+            depth
+        } else if self.destage.destaged < self.destage.goal {
+            level.max(depth.div_ceil(4))
+        } else {
+            level
         }
     }
 
@@ -210,9 +242,10 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.destage.retry.at_ns = None;
-        self.set_goal(now);
+        let depth = self.set_goal(now);
         loop {
-            while self.destage.in_flight.len() < self.config.destage_depth
+            // What is chosen goes, if nothing else.
+            while self.destage.in_flight.len() < depth.max(DEPTH_MIN.min(self.config.destage_depth))
                 && let Some(op) = self.destage.ready.pop_front()
             {
                 self.submit_destage(op);
@@ -232,10 +265,8 @@ impl<S: Storage> Engine<S> {
         if self.destage.barrier {
             return false;
         }
-        while self.destage.cursor <= bound
-            && (self.destage.over_mark || self.destage.cursor <= self.destage.goal)
-            && self.destage.chosen.len() < BATCH_BLOCKS
-        {
+        let limit = bound.min(self.destage_limit());
+        while self.destage.cursor <= limit && self.destage.chosen.len() < BATCH_BLOCKS {
             let lsn = self.destage.cursor;
             let record = *self.ring.record(lsn);
             match record.op {
@@ -287,11 +318,7 @@ impl<S: Storage> Engine<S> {
                 skipped += 1;
                 continue;
             }
-            let superseded = newest > lsn;
-            // What supersedes it may never become durable.
-            let hopeless = self.commit.blocked || self.failure.log_errno != 0;
-            if version.destaging || (superseded && !hopeless) {
-                self.commit.wanted |= superseded;
+            if version.destaging {
                 self.destage.chosen.truncate(before);
                 return false;
             }

@@ -332,14 +332,13 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Changes with whatever one part of a tick may have done for another.
-    fn progress_mark(&self) -> (u32, Lsn, Lsn, [bool; 5]) {
+    fn progress_mark(&self) -> (u32, Lsn, Lsn, [bool; 4]) {
         (
             self.ring.used_blocks(),
             self.destage.destaged,
             self.destage.synced,
             [
                 self.commit.blocked,
-                self.commit.wanted,
                 self.redo.is_some(),
                 self.command.wants_clean(),
                 self.failure.handed_over(),

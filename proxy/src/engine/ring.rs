@@ -93,6 +93,13 @@ pub(super) struct Ring {
     /// Where the next frame would begin.
     head: u32,
     used_blocks: u32,
+    /// Frames at the front whose records the log has durably.
+    durable_frames: usize,
+    /// The first of them: older than the newest durable ones that fill the window, and their blocks.
+    rested_frames: usize,
+    rested_blocks: u32,
+    /// Blocks of the durable ones that have not rested.
+    resting_blocks: u32,
     /// Frames at the front that are no longer to be handed to the log.
     submitted: usize,
 }
@@ -116,6 +123,10 @@ impl Ring {
             first: next,
             head: 0,
             used_blocks: 0,
+            durable_frames: 0,
+            rested_frames: 0,
+            rested_blocks: 0,
+            resting_blocks: 0,
             submitted: 0,
         }
     }
@@ -131,6 +142,24 @@ impl Ring {
 
     pub(super) fn used_blocks(&self) -> u32 {
         self.used_blocks
+    }
+
+    /// Blocks of the newest durable frames that rest in the ring, since most of what is written over
+    /// at all is written over soon.
+    pub(super) fn window_blocks(&self) -> u32 {
+        self.area_blocks / 2
+    }
+
+    /// Blocks of the durable frames that are older than the window.
+    pub(super) fn rested_blocks(&self) -> u32 {
+        self.rested_blocks
+    }
+
+    /// The newest record older than the window, or 0.
+    pub(super) fn rested(&self) -> Lsn {
+        let newest = self.rested_frames.checked_sub(1);
+        let newest = newest.and_then(|index| self.frames.get(index));
+        newest.map_or(Lsn::ZERO, RingFrame::last_lsn)
     }
 
     /// LSN of the newest record, or of the last one before the ring was empty.
@@ -269,6 +298,24 @@ impl Ring {
         last
     }
 
+    /// The log has every record up to this one durably.
+    pub(super) fn mark_durable(&mut self, durable: Lsn) {
+        while let Some(frame) = self.frames.get(self.durable_frames)
+            && frame.entries > 0
+            && frame.last_lsn() <= durable
+        {
+            self.resting_blocks += frame.blocks();
+            self.durable_frames += 1;
+        }
+        while let Some(frame) = self.frames.get(self.rested_frames)
+            && self.resting_blocks > self.window_blocks()
+        {
+            self.resting_blocks -= frame.blocks();
+            self.rested_blocks += frame.blocks();
+            self.rested_frames += 1;
+        }
+    }
+
     /// The oldest frame whose records are not all at or below `durable`.
     pub(super) fn oldest_above(&self, durable: Lsn) -> Option<&RingFrame> {
         let index = self
@@ -286,6 +333,13 @@ impl Ring {
         debug_assert_ne!(frame.state, FrameState::Open);
         debug_assert_ne!(frame.state, FrameState::Writing);
         self.used_blocks -= frame.blocks();
+        if self.rested_frames > 0 {
+            self.rested_frames -= 1;
+            self.rested_blocks -= frame.blocks();
+        } else if self.durable_frames > 0 {
+            self.resting_blocks -= frame.blocks();
+        }
+        self.durable_frames = self.durable_frames.saturating_sub(1);
         self.submitted = self.submitted.saturating_sub(1);
         for _ in 0..frame.entries {
             self.records.pop_front();

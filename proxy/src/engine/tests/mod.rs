@@ -5,5 +5,6 @@ mod crash;
 mod details;
 mod log_failure;
 mod model;
+mod pace;
 mod promises;
 mod rig;

@@ -335,6 +335,10 @@ fn a_payload_under_another_records_name_is_noticed() {
         b[table + 16..table + 20].copy_from_slice(&crc);
     });
     assert_eq!(verify(&forged), Err(SegmentError::PayloadChecksum(10)));
+    // A reader of one record alone notices, too.
+    let index = SegmentIndex::of_segment(&forged).unwrap();
+    let alone = payload_in(&index, &forged, &index.entries[0]);
+    assert_eq!(alone, Err(SegmentError::PayloadChecksum(10)));
 }
 
 #[test]

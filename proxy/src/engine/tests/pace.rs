@@ -106,3 +106,23 @@ fn a_stream_without_flushes_is_synced_now_and_then() {
     assert!(status.log_syncs * 4 < status.log_writes, "{status:?}");
     rig.drain();
 }
+
+/// Destage writes share the device with those of the log: there are no more than the ring's level
+/// demands.
+#[test]
+fn the_fuller_the_ring_the_more_destage_writes_are_in_flight() {
+    let first_writes = |blocks: u64| {
+        let mut rig = rig(1024, EngineConfig::default());
+        for at in 0..blocks {
+            // Blocks that are no neighbours are written one by one.
+            write(&mut rig, 2 * at, 1);
+        }
+        let flush = rig.flush();
+        rig.wait(flush).expect("alive").expect("flushed");
+        rig.engine().status().destage_writes
+    };
+    assert_eq!(first_writes(450), 0, "within the window");
+    let (little, much) = (first_writes(560), first_writes(900));
+    assert!((1..16).contains(&little), "{little}");
+    assert!(much > 2 * little, "{much} and {little}");
+}

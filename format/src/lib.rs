@@ -22,4 +22,5 @@ pub mod op;
 pub mod ring_header;
 pub mod segment;
 pub mod superblock;
+pub mod verify;
 pub mod wire;

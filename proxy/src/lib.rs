@@ -2,7 +2,8 @@
 //!
 //! A write walks through the folders in this order: [`nbd`] receives it, [`engine`] places it in
 //! the ring and the log, [`io`] carries both to the kernel, [`backing`] holds the disk itself, and
-//! [`ship`] cuts and sends the segments.
+//! [`ship`] cuts and sends the segments. [`checkpoint`] and [`verify`] put records of their own
+//! between the writes.
 #![deny(unsafe_code)]
 
 pub mod backing;
@@ -12,4 +13,5 @@ pub mod io;
 pub mod nbd;
 pub mod ship;
 pub mod tls;
+pub mod verify;
 pub mod worker;

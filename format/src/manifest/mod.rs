@@ -13,9 +13,9 @@ pub use envelope::ObjectError;
 pub(crate) use manifest_v1::decode_disks;
 pub use manifest_v1::{DiskEntry, EPOCHS_MAX, EpochEntry, MANIFEST_BYTES_MAX, Manifest};
 pub use objects::{
-    CHECK_RESULT_BYTES_MAX, CheckResult, NAME_BINDING_BYTES_MAX, NameBinding,
-    REPOSITORY_IDENTITY_BYTES_MAX, RepositoryIdentity, TERMINATOR_BYTES_MAX, Terminator,
-    is_terminator,
+    CHECK_RESULT_BYTES_MAX, COMPARISON_RESULT_BYTES_MAX, CheckResult, ComparisonResult,
+    NAME_BINDING_BYTES_MAX, NameBinding, REPOSITORY_IDENTITY_BYTES_MAX, RepositoryIdentity,
+    TERMINATOR_BYTES_MAX, Terminator, is_terminator,
 };
 
 /// Longest name of a peer (the SAN of its certificate), in bytes.

@@ -1,10 +1,12 @@
-//! Identities of repositories, name bindings, epoch terminators, results of checks.
+//! Identities of repositories, name bindings, epoch terminators, results of checks and
+//! comparisons.
 
 use super::PEER_NAME_BYTES_MAX;
 use super::envelope::{Kind, ObjectError};
 use crate::cursor::{CursorError, Put, Reader};
-use crate::ids::{Epoch, GroupId, LogId, RepositoryId};
+use crate::ids::{Epoch, GroupId, LogId, Lsn, RepositoryId};
 use crate::names::{self, NAME_BYTES_MAX};
+use crate::wire::Compared;
 
 /// Most bytes of a name binding.
 pub const NAME_BINDING_BYTES_MAX: usize = 1024;
@@ -26,6 +28,16 @@ const CHECK_RESULT: Kind = Kind {
     magic: *b"AFTRCHCK",
     version: 1,
     bytes_max: CHECK_RESULT_BYTES_MAX,
+};
+
+/// Most bytes of the result of a comparison.
+pub const COMPARISON_RESULT_BYTES_MAX: usize = 256;
+
+const COMPARISON_RESULT: Kind = Kind {
+    name: "comparison result",
+    magic: *b"AFTRCMPR",
+    version: 1,
+    bytes_max: COMPARISON_RESULT_BYTES_MAX,
 };
 
 const TERMINATOR: Kind = Kind {
@@ -240,6 +252,65 @@ impl CheckResult {
             Ok(out)
         };
         read(CHECK_RESULT.open(bytes)?).map_err(|source| CHECK_RESULT.body_error(source))
+    }
+}
+
+/// What the comparison of a run of verify records came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ComparisonResult {
+    /// The group.
+    pub group: GroupId,
+    /// Its number; dense, from 1.
+    pub number: u64,
+    /// Clock of the replica at the end, nanoseconds since 1970.
+    pub ended_ns: u64,
+    /// When the newest comparison ended that found every block the same, this one included; 0 for
+    /// none.
+    pub whole_ns: u64,
+    /// Epoch of the run's last record.
+    pub epoch: Epoch,
+    /// LSN of the run's last record: what lies behind it is not compared yet.
+    pub through: Lsn,
+    /// What came of it.
+    pub compared: Compared,
+}
+
+impl ComparisonResult {
+    /// The object's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        body.put(&self.group.to_bytes());
+        body.put_u64(self.number);
+        body.put_u64(self.ended_ns);
+        body.put_u64(self.whole_ns);
+        body.put_u64(self.epoch.0);
+        body.put_u64(self.through.0);
+        self.compared.encode(&mut body);
+        COMPARISON_RESULT.seal(&body)
+    }
+
+    /// Decodes the object.
+    ///
+    /// # Errors
+    /// Anything that `encode` would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ObjectError> {
+        let read = |body| {
+            let mut reader = Reader::new(body);
+            let out = Self {
+                group: GroupId::from_bytes(reader.array("group UUID")?),
+                number: reader.u64("number")?,
+                ended_ns: reader.u64("time")?,
+                whole_ns: reader.u64("time of the last comparison without a difference")?,
+                epoch: Epoch(reader.u64("epoch")?),
+                through: Lsn(reader.u64("last record")?),
+                compared: Compared::decode(&mut reader)?,
+            };
+            reader.finish()?;
+            Ok(out)
+        };
+        let body = COMPARISON_RESULT.open(bytes)?;
+        read(body).map_err(|source| COMPARISON_RESULT.body_error(source))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::checksum::crc32c;
 use crate::ids::{DiskId, Epoch, GroupId, LogId, Lsn, RepositoryId};
+use crate::wire::Compared;
 use proptest::prelude::*;
 
 pub(super) fn manifest() -> Manifest {
@@ -61,6 +62,25 @@ pub(super) fn check_result() -> CheckResult {
     }
 }
 
+pub(super) fn comparison_result() -> ComparisonResult {
+    ComparisonResult {
+        group: GroupId::from_bytes([0x11; 16]),
+        number: 7,
+        ended_ns: 9,
+        whole_ns: 5,
+        epoch: Epoch(3),
+        through: Lsn(0x0506),
+        compared: Compared {
+            run: Lsn(0x0102),
+            ranges: 3,
+            blocks: 700,
+            mismatched_blocks: 2,
+            skipped: 1,
+            total: 4,
+        },
+    }
+}
+
 fn identity() -> RepositoryIdentity {
     RepositoryIdentity {
         repository: RepositoryId::from_bytes([0x33; 16]),
@@ -77,6 +97,9 @@ fn cases() -> Vec<Case> {
         (binding().encode(), |b| NameBinding::decode(b).is_ok()),
         (terminator().encode(), |b| Terminator::decode(b).is_ok()),
         (check_result().encode(), |b| CheckResult::decode(b).is_ok()),
+        (comparison_result().encode(), |b| {
+            ComparisonResult::decode(b).is_ok()
+        }),
         (identity().encode(), |b| {
             RepositoryIdentity::decode(b).is_ok()
         }),
@@ -218,6 +241,9 @@ fn golden_bytes() {
     let bytes = stored(include_str!("../../golden/check-result-v1.hex"));
     assert_eq!(check_result().encode(), bytes);
     assert_eq!(CheckResult::decode(&bytes), Ok(check_result()));
+    let bytes = stored(include_str!("../../golden/comparison-result-v1.hex"));
+    assert_eq!(comparison_result().encode(), bytes);
+    assert_eq!(ComparisonResult::decode(&bytes), Ok(comparison_result()));
     let bytes = stored(include_str!("../../golden/repository-identity-v1.hex"));
     assert_eq!(identity().encode(), bytes);
     assert_eq!(RepositoryIdentity::decode(&bytes), Ok(identity()));

@@ -1,7 +1,9 @@
 //! Messages of a session, and their bodies.
 
 use super::hello::{decode_pass, encode_pass};
-use super::{ActivePass, Cursor, FrameHeader, Hello, HelloReply, MessageKind, PROTOCOL_VERSION};
+use super::{
+    ActivePass, Compared, Cursor, FrameHeader, Hello, HelloReply, MessageKind, PROTOCOL_VERSION,
+};
 use crate::cursor::{CursorError, Put, Reader};
 use crate::ids::Lsn;
 use bytes::Bytes;
@@ -47,6 +49,8 @@ pub struct Ack {
     pub completed_pass: Lsn,
     /// The pass that is under way, if any.
     pub active_pass: Option<ActivePass>,
+    /// What came of comparing verify records.
+    pub compared: Compared,
 }
 
 /// Why a peer ends a session.
@@ -170,6 +174,7 @@ impl Message {
                 ack.cursor.encode(&mut out);
                 out.put_u64(ack.completed_pass.0);
                 encode_pass(ack.active_pass.as_ref(), &mut out);
+                ack.compared.encode(&mut out);
                 (MessageKind::Ack, out.into())
             }
             Self::Error(error) => {
@@ -214,6 +219,7 @@ fn decode_ack(body: &[u8]) -> Result<Ack, CursorError> {
         cursor: Cursor::decode(&mut reader)?,
         completed_pass: Lsn(reader.u64("completed pass")?),
         active_pass: decode_pass(&mut reader)?,
+        compared: Compared::decode(&mut reader)?,
     };
     reader.finish()?;
     Ok(ack)

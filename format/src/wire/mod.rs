@@ -4,10 +4,12 @@
 //! length, which is checked against the message's own limit before a byte of the body is read.
 //! Bodies are decoded strictly: cut anywhere, or followed by anything, they are refused.
 
+mod compared;
 mod frame;
 mod hello;
 mod message;
 
+pub use compared::Compared;
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, MessageKind};
 pub use hello::{ActivePass, Cursor, Hello, HelloReply, Resume};
 pub use message::{Ack, ErrorCode, Message, RemoteError, WireError};

@@ -54,6 +54,14 @@ pub(super) fn messages() -> Vec<Message> {
         cursor: cursor(),
         completed_pass: Lsn::ZERO,
         active_pass: Some(pass()),
+        compared: Compared {
+            run: Lsn(8),
+            ranges: 3,
+            blocks: 700,
+            mismatched_blocks: 2,
+            skipped: 1,
+            total: 4,
+        },
     };
     vec![
         Message::Hello(hello()),
@@ -66,6 +74,7 @@ pub(super) fn messages() -> Vec<Message> {
         Message::Ack(ack),
         Message::Ack(Ack {
             active_pass: None,
+            compared: Compared::default(),
             ..ack
         }),
         Message::KeepAlive,
@@ -109,6 +118,7 @@ fn numbers_that_have_none_after_them_are_refused() {
             cursor: cursor(lsn),
             completed_pass: Lsn(1),
             active_pass: None,
+            compared: Compared::default(),
         })
     };
     let comes_back = |message: Message| {

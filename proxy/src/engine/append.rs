@@ -101,6 +101,10 @@ impl<S: Storage> Engine<S> {
         debug_assert_eq!(lsn, entry.lsn);
         self.storage.ring_store(RING_APPENDED_WORD, lsn.0);
         self.status.records += 1;
+        if spec.op.changes_blocks() {
+            let blocks = spec.first_block..spec.first_block + u64::from(spec.block_count);
+            self.reads.overtake(spec.disk, &blocks);
+        }
         match spec.op {
             Op::Write => {
                 for index in 0..spec.block_count {

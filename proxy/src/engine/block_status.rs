@@ -3,7 +3,7 @@
 
 use super::Engine;
 use super::block_map::BlockKey;
-use super::request::{Extent, ReplyBody, RequestError, RequestId};
+use super::request::{Allocated, Extent, ReplyBody, RequestError, RequestId};
 use crate::io::{FileId, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex};
 use rangemap::{RangeMap, RangeSet};
@@ -49,9 +49,9 @@ impl<S: Storage> Engine<S> {
     }
 
     /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, in the
-    /// backing or in the ring: ascending, disjoint, at most `ranges_max`. Empty when there are none
-    /// up to the disk's end, or when the disk was taken out of the group. While a backing is brought up to date after a failed sync it is not
-    /// asked, and everything may.
+    /// backing or in the ring, at most `ranges_max`. None when there are none up to the disk's end, or
+    /// when the disk was taken out of the group. While a backing is brought up to date after a failed
+    /// sync it is not asked, and everything may.
     ///
     /// # Errors
     /// The backing cannot say what is allocated.
@@ -60,16 +60,25 @@ impl<S: Storage> Engine<S> {
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-    ) -> std::io::Result<Vec<Range<u64>>> {
+    ) -> std::io::Result<Allocated> {
         let size = self.disk_sizes[usize::from(disk.0)];
         let disk_end = size.div_ceil(BLOCK);
+        let lsn = self.ring.appended();
         let from = from_block << BLOCK_SHIFT;
         if from >= size || ranges_max == 0 || self.disks_removed[usize::from(disk.0)] {
-            return Ok(Vec::new());
+            return Ok(Allocated {
+                lsn,
+                ranges: Vec::new(),
+                end_block: from_block,
+            });
         }
         if self.redo.is_some() {
             // What a failed sync lost may look like a hole; all of it is there again afterwards.
-            return Ok(iter::once(from_block..disk_end).collect());
+            return Ok(Allocated {
+                lsn,
+                ranges: iter::once(from_block..disk_end).collect(),
+                end_block: disk_end,
+            });
         }
         let file = FileId::backing(disk);
         let runs = self
@@ -90,7 +99,17 @@ impl<S: Storage> Engine<S> {
                 blocks.insert(block..block + 1);
             }
         }
-        Ok(blocks.iter().take(ranges_max).cloned().collect())
+        let mut ranges: Vec<Range<u64>> = blocks.iter().take(ranges_max + 1).cloned().collect();
+        let end_block = match ranges.get(ranges_max) {
+            Some(_) => ranges[ranges_max - 1].end,
+            None => known_end,
+        };
+        ranges.truncate(ranges_max);
+        Ok(Allocated {
+            lsn,
+            ranges,
+            end_block,
+        })
     }
 
     fn block_status(

@@ -5,7 +5,8 @@
 //! version that goes from the ring to the backing meanwhile is never missed. A sync of a backing that
 //! fails may have lost what was read over: reads in flight are then done again, and a pass's reads
 //! that end during a sync wait for its outcome, for the replica would keep what is not so. (A
-//! client's do not: the wait would be that of every sync.)
+//! client's do not: the wait would be that of every sync.) A read of a pass knows whether a block was
+//! changed while it was read from the backing; if none was, it has the content at exactly one LSN.
 
 use super::Engine;
 use super::block_map::BlockKey;
@@ -18,6 +19,7 @@ use crate::io::{FileId, Operation, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex, Lsn};
 use slab::Slab;
 use std::io;
+use std::ops::Range;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 
@@ -38,6 +40,8 @@ pub(super) struct Reads {
     held: Vec<usize>,
     /// Reads of passes that have ended during a sync of the backings, with the number of bytes.
     unsure: Vec<(usize, usize, AlignedBuffer)>,
+    /// Reads of passes from the backings.
+    passes: Vec<usize>,
     /// Lists of mixed reads that are over, for the next.
     lists: Vec<Vec<bool>>,
 }
@@ -68,12 +72,53 @@ enum Reader {
     Pass {
         ticket: Ticket,
         lsn: Lsn,
+        overtaken: bool,
     },
+}
+
+impl ReadOp {
+    /// Whether one of these blocks is being read from the backing.
+    fn reads(&self, blocks: Range<u64>) -> bool {
+        let from = blocks.start.max(self.first_block);
+        let to = blocks.end.min(self.first_block + self.blocks as u64);
+        (from..to).any(|block| {
+            let index = (block - self.first_block) as usize;
+            self.in_side.get(index).is_none_or(|has| !has)
+        })
+    }
 }
 
 impl Reads {
     pub(super) fn in_flight(&self) -> usize {
         self.slots.len()
+    }
+
+    /// A record changes these blocks: what a pass reads of them may become newer than its LSN.
+    pub(super) fn overtake(&mut self, disk: DiskIndex, blocks: &Range<u64>) {
+        for slot in &self.passes {
+            let read = &mut self.slots[*slot];
+            let touched = read.disk == disk && read.reads(blocks.clone());
+            if let Reader::Pass { overtaken, .. } = &mut read.what {
+                *overtaken |= touched;
+            }
+        }
+    }
+
+    fn insert(&mut self, read: ReadOp) -> usize {
+        let of_pass = matches!(read.what, Reader::Pass { .. });
+        let slot = self.slots.insert(read);
+        if of_pass {
+            self.passes.push(slot);
+        }
+        slot
+    }
+
+    fn remove(&mut self, slot: usize) -> ReadOp {
+        let read = self.slots.remove(slot);
+        if matches!(read.what, Reader::Pass { .. }) {
+            self.passes.retain(|other| *other != slot);
+        }
+        read
     }
 
     /// A backing has lost writes: what is in flight may bring what was there before them.
@@ -109,7 +154,11 @@ impl<S: Storage> Engine<S> {
     pub fn pass_read(&mut self, ticket: Ticket, disk: DiskIndex, first_block: u64, blocks: u32) {
         let lsn = self.ring.appended();
         self.start_read(
-            Reader::Pass { ticket, lsn },
+            Reader::Pass {
+                ticket,
+                lsn,
+                overtaken: false,
+            },
             disk,
             first_block,
             blocks as usize,
@@ -145,7 +194,7 @@ impl<S: Storage> Engine<S> {
             );
             (self.pool.take(blocks * BLOCK_SIZE), Some(buffer), in_side)
         };
-        let slot = self.reads.slots.insert(ReadOp {
+        let slot = self.reads.insert(ReadOp {
             what,
             disk,
             first_block,
@@ -187,7 +236,7 @@ impl<S: Storage> Engine<S> {
     /// The backing cannot be made whole for now.
     pub(super) fn fail_held_reads(&mut self) {
         for slot in std::mem::take(&mut self.reads.held) {
-            let read = self.reads.slots.remove(slot);
+            let read = self.reads.remove(slot);
             if let Some(side) = read.side {
                 self.pool.give(side);
             }
@@ -235,7 +284,7 @@ impl<S: Storage> Engine<S> {
             }
             return;
         }
-        let read = self.reads.slots.remove(slot);
+        let read = self.reads.remove(slot);
         let result = match result {
             Ok(bytes) if bytes >= read.valid => Ok(()),
             Ok(bytes) => Err(io::Error::new(
@@ -291,13 +340,18 @@ impl<S: Storage> Engine<S> {
                 };
                 self.reply(id, result);
             }
-            Reader::Pass { ticket, lsn } => {
+            Reader::Pass {
+                ticket,
+                lsn,
+                overtaken,
+            } => {
                 let durable_after = self.ring.appended();
                 let result = result.map(|data| PassRead {
                     disk,
                     first_block,
                     lsn,
                     durable_after,
+                    overtaken,
                     data,
                 });
                 self.events.push(EngineEvent::PassRead { ticket, result });

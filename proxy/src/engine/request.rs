@@ -153,8 +153,24 @@ pub struct PassRead {
     pub lsn: Lsn,
     /// The data may leave this site once the log is durable to here.
     pub durable_after: Lsn,
+    /// A block was changed while its older content was being read from the backing: the data may
+    /// be newer than `lsn` there, or a mixture. Otherwise it is the content at exactly `lsn`.
+    pub overtaken: bool,
     /// Whole blocks; the tail of a disk that is no multiple of the block size is zero-filled.
     pub data: AlignedBuffer,
+}
+
+/// What of a disk may hold something other than zeroes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allocated {
+    /// All between `from_block` and `end_block` that is in none of the ranges reads as zero at
+    /// exactly this LSN.
+    pub lsn: Lsn,
+    /// Runs of blocks: ascending, disjoint.
+    pub ranges: Vec<std::ops::Range<u64>>,
+    /// From this block on nothing is known: the disk's end, unless there were too many ranges;
+    /// `from_block` of a disk that was taken out of the group.
+    pub end_block: u64,
 }
 
 /// Upper bounds of the histogram of log syncs, in nanoseconds.

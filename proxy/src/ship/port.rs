@@ -3,12 +3,11 @@
 
 use super::BoxFuture;
 use crate::engine::event::EventRecord;
-use crate::engine::request::{LogProgress, PassRead};
+use crate::engine::request::{Allocated, LogProgress, PassRead};
 use afterimage_format::ids::{DiskIndex, Epoch, GroupId, LogId, Lsn};
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::segment::SinkId;
 use afterimage_format::wire::Cursor;
-use std::ops::Range;
 use tokio::sync::watch;
 
 /// Who a group is.
@@ -109,12 +108,12 @@ pub trait GroupPort: Send + Sync {
     ) -> BoxFuture<'_, Result<PassRead, PortError>>;
 
     /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, both in
-    /// the backing and in records not yet destaged: ascending, disjoint, at most `ranges_max`.
-    /// Empty when there are none up to the disk's end. May hold more than is needed, never less.
+    /// the backing and in records not yet destaged, at most `ranges_max`. None when there are none up
+    /// to the disk's end. May hold more than is needed, never less.
     fn allocated_ranges(
         &self,
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Range<u64>>, PortError>>;
+    ) -> BoxFuture<'_, Result<Allocated, PortError>>;
 }

@@ -1,6 +1,7 @@
 //! What shipping towards one sink is doing, for status, metrics and people.
 
 use afterimage_format::ids::{Epoch, Lsn};
+use afterimage_format::wire::Compared;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What the task is doing.
@@ -9,15 +10,17 @@ pub enum SinkState {
     /// Not started yet.
     #[default]
     Idle,
-    /// Connecting, or agreeing on where to go on.
+    /// Connecting for the first time, or again after an end that was no fault of the sink's.
     Connecting,
     /// Sending a pass (and new records beside it): points before its end do not exist.
     Pass,
     /// Sending new records.
     Streaming,
-    /// Waiting before the next attempt, after an error.
+    /// Waiting before the next attempt, or attempting it, after an error. It ends when the sink
+    /// has answered: an attempt alone proves nothing, and may take long.
     Waiting,
-    /// The sink refuses for a reason that an administrator must settle; tried again all the same.
+    /// The sink refuses for a reason that an administrator must settle; tried again all the same,
+    /// and left as [`Waiting`](Self::Waiting) is.
     Refused,
     /// Ended with the group.
     Stopped,
@@ -69,6 +72,8 @@ pub struct SinkStatus {
     pub divergences_total: u64,
     /// The pass under way.
     pub pass: Option<PassProgress>,
+    /// What the sink says came of comparing verify records.
+    pub compared: Compared,
     /// Why the last session ended.
     pub last_error: Option<String>,
 }
@@ -95,6 +100,15 @@ impl StatusCell {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut SinkStatus)) {
         change(&mut self.lock());
+    }
+
+    /// An attempt begins: news only to who does not know yet how the last one ended.
+    pub(super) fn attempt(&self) {
+        self.update(|s| {
+            if !matches!(s.state, SinkState::Waiting | SinkState::Refused) {
+                s.state = SinkState::Connecting;
+            }
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, SinkStatus> {

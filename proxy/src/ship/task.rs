@@ -84,7 +84,7 @@ impl ShipTask {
         context: &Context,
         memory: &mut Memory,
     ) -> Result<Infallible, SessionError> {
-        self.status.update(|s| s.state = SinkState::Connecting);
+        self.status.attempt();
         let mut connection = self.sink.connect().await?;
         session::run(context, memory, connection.as_mut(), self.source.as_mut()).await
     }
@@ -124,6 +124,7 @@ fn state_after(error: &SessionError) -> SinkState {
             SinkState::Refused
         }
         SessionError::Port(PortError::Gone) => SinkState::Stopped,
+        error if error.is_benign() => SinkState::Connecting,
         _ => SinkState::Waiting,
     }
 }

@@ -104,6 +104,7 @@ mod tests {
     use super::*;
     use afterimage_format::chain::RecordChain;
     use afterimage_format::ids::Lsn;
+    use afterimage_format::wire::Compared;
 
     fn cursor(lsn: u64) -> Cursor {
         Cursor {
@@ -118,6 +119,7 @@ mod tests {
             cursor: cursor(lsn),
             completed_pass: Lsn::ZERO,
             active_pass: None,
+            compared: Compared::default(),
         }
     }
 

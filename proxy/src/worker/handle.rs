@@ -6,7 +6,7 @@ use super::message::{
     Attachment, Command, DetachMarker, GroupEvent, GroupKey, GroupSnapshot, Message,
 };
 use crate::engine::event::EngineError;
-use crate::engine::request::{LogProgress, PassRead};
+use crate::engine::request::{Allocated, LogProgress, PassRead};
 use crate::engine::{EngineConfig, EventRecord, LogStart};
 use crate::io::storage::StorageParts;
 use crate::ship::BoxFuture;
@@ -15,7 +15,6 @@ use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::segment::SinkId;
 use afterimage_format::wire::Cursor;
 use std::fmt;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -268,7 +267,7 @@ impl GroupPort for GroupHandle {
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Range<u64>>, PortError>> {
+    ) -> BoxFuture<'_, Result<Allocated, PortError>> {
         Box::pin(async move {
             let ranges = self
                 .ask(|reply| Command::AllocatedRanges {

@@ -2,7 +2,7 @@
 
 use super::durations::{DURATION_OPS, DurationHistogram};
 use crate::engine::event::EngineError;
-use crate::engine::request::{EngineStatus, LogProgress, PassRead};
+use crate::engine::request::{Allocated, EngineStatus, LogProgress, PassRead};
 use crate::engine::{EngineConfig, EventRecord, LogStart};
 use crate::io::storage::StorageParts;
 use crate::nbd::budget::PayloadBudget;
@@ -13,7 +13,6 @@ use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::segment::SinkId;
 use afterimage_format::wire::Cursor;
 use rustls::ServerConnection;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -124,7 +123,7 @@ pub(super) enum Command {
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-        reply: oneshot::Sender<Result<Vec<Range<u64>>, PortError>>,
+        reply: oneshot::Sender<Result<Allocated, PortError>>,
     },
     /// Answered when the superblock names these sinks durably.
     SetSinks {

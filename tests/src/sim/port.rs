@@ -7,14 +7,13 @@ use afterimage_format::ids::{DiskIndex, Epoch, LogId, Lsn};
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::segment::SinkId;
 use afterimage_format::wire::Cursor;
-use afterimage_proxy::engine::request::{LogProgress, Now, PassRead};
+use afterimage_proxy::engine::request::{Allocated, LogProgress, Now, PassRead};
 use afterimage_proxy::engine::{EngineEvent, EventRecord, Ticket};
 use afterimage_proxy::ship::BoxFuture;
 use afterimage_proxy::ship::log_source::FollowedLog;
 use afterimage_proxy::ship::port::{GroupIdentity, GroupPort, PortError, SinkRecord};
 use afterimage_proxy::ship::source::{Batch, RecordSource, SourceError};
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{oneshot, watch};
 
@@ -33,7 +32,7 @@ enum Command {
         DiskIndex,
         u64,
         usize,
-        oneshot::Sender<Result<Vec<Range<u64>>, PortError>>,
+        oneshot::Sender<Result<Allocated, PortError>>,
     ),
 }
 
@@ -278,7 +277,7 @@ impl GroupPort for Port {
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Range<u64>>, PortError>> {
+    ) -> BoxFuture<'_, Result<Allocated, PortError>> {
         Box::pin(self.ask(move |reply| Command::Allocated(disk, from_block, ranges_max, reply)))
     }
 }

@@ -352,7 +352,12 @@ fn a_disk_that_was_taken_out_has_nothing_for_a_pass_and_needs_one_when_it_is_bac
     for disk in 0..2 {
         let ranges = rig.engine().allocated_ranges(DiskIndex(disk), 0, 8);
         let ranges = ranges.expect("none, or those of the disk that is there");
-        assert_eq!(ranges.is_empty(), disk == 0, "{ranges:?}");
+        assert_eq!(ranges.ranges.is_empty(), disk == 0, "{ranges:?}");
+        assert_eq!(
+            ranges.end_block == 0,
+            disk == 0,
+            "nothing is known of it: {ranges:?}"
+        );
     }
     assert_eq!(stored_superblock(&rig).sinks[0].rebase_after, Lsn::ZERO);
     rig.drain();

@@ -3,6 +3,7 @@
 mod backing;
 mod crash;
 mod details;
+mod exact_reads;
 mod log_failure;
 mod model;
 mod pace;

@@ -11,7 +11,6 @@ use crate::ship::resume::{
 };
 use crate::ship::sink::{SinkConnection, SinkError};
 use crate::ship::source::RecordSource;
-use crate::ship::status::SinkState;
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
@@ -45,7 +44,6 @@ pub(super) async fn open(
     connection: &mut dyn SinkConnection,
     source: &mut dyn RecordSource,
 ) -> Result<Opened, SessionError> {
-    context.status.update(|s| s.state = SinkState::Connecting);
     let identity = context.port.identity();
     let record = context.port.sink_record(context.sink).await?;
     let mut stored = memory.acked.unwrap_or(record.acked);

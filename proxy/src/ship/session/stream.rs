@@ -309,7 +309,7 @@ impl<'a> Streaming<'a> {
         match driven.pass.next_step() {
             Step::Ranges(disk, from) => {
                 let ranges = port.allocated_ranges(disk, from, PASS_RANGES_MAX).await?;
-                driven.ready = driven.pass.take_ranges(ranges);
+                driven.ready = driven.pass.take_ranges(ranges.ranges);
             }
             Step::Read(disk, first, count) => {
                 let read = port.pass_read(disk, first, count).await?;
@@ -376,6 +376,7 @@ impl<'a> Streaming<'a> {
         let wall_ns = self.window.ack(ack)?;
         self.active_at_sink = ack.active_pass;
         self.memory.progressed = true;
+        self.context.status.update(|s| s.compared = ack.compared);
         let complete = ack.completed_pass != Lsn::ZERO && self.base_due_behind.is_none();
         if let Some(driven) = &self.pass
             && driven.pass.begin() == ack.completed_pass
@@ -475,9 +476,10 @@ async fn count_allocated(port: &dyn GroupPort, pass: &mut Pass) -> Result<(), Se
     let (first, mut from) = pass.position();
     for disk in first.0..port.identity().disks.len() as u16 {
         loop {
-            let ranges = port
+            let allocated = port
                 .allocated_ranges(DiskIndex(disk), from, PASS_RANGES_MAX)
                 .await?;
+            let ranges = allocated.ranges;
             blocks += ranges.iter().map(|r| r.end - r.start).sum::<u64>();
             match ranges.last() {
                 Some(last) if last.end > from => from = last.end,

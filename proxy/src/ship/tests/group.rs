@@ -1,7 +1,7 @@
 //! A group in memory: disks, a log of records, what its superblock would say.
 
 use crate::engine::event::EventRecord;
-use crate::engine::request::{LogProgress, PassRead};
+use crate::engine::request::{Allocated, LogProgress, PassRead};
 use crate::io::buffer::AlignedBuffer;
 use crate::ship::BoxFuture;
 use crate::ship::port::{GroupIdentity, GroupPort, PortError, SinkRecord};
@@ -283,6 +283,7 @@ impl GroupPort for FakeGroup {
                 first_block,
                 lsn,
                 durable_after: lsn,
+                overtaken: false,
                 data,
             })
         })
@@ -293,7 +294,7 @@ impl GroupPort for FakeGroup {
         disk: DiskIndex,
         from_block: u64,
         ranges_max: usize,
-    ) -> BoxFuture<'_, Result<Vec<Range<u64>>, PortError>> {
+    ) -> BoxFuture<'_, Result<Allocated, PortError>> {
         let state = self.lock();
         let blocks = state.disks[usize::from(disk.0)].chunks(BLOCK_SIZE);
         let mut ranges: Vec<Range<u64>> = Vec::new();
@@ -310,8 +311,19 @@ impl GroupPort for FakeGroup {
                 _ => {}
             }
         }
+        let end_block = match ranges.get(ranges_max) {
+            Some(next) => next.start,
+            None => state.disks[usize::from(disk.0)].len() as u64 / BLOCK_SIZE as u64,
+        };
         ranges.truncate(ranges_max);
-        Box::pin(async move { Ok(ranges) })
+        let lsn = Lsn(state.next - 1);
+        Box::pin(async move {
+            Ok(Allocated {
+                lsn,
+                ranges,
+                end_block,
+            })
+        })
     }
 }
 

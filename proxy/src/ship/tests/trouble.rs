@@ -407,6 +407,19 @@ async fn a_refusal_is_shown_and_tried_again() {
             .unwrap()
             .contains("the certificate names vm2")
     );
+    // The next attempt is under way and has no answer yet: what is known still holds.
+    let mut peer = Peer::new(rig.accept().await);
+    let _hello = peer.receive().await.unwrap();
+    assert_eq!(rig.status.get().state, SinkState::Refused);
+    drop(peer);
+    let mut peer = Peer::new(rig.accept().await);
+    let _hello = peer.receive().await.unwrap();
+    assert_eq!(
+        rig.status.get().state,
+        SinkState::Waiting,
+        "a cut connection is no refusal"
+    );
+    drop(peer);
     let mut replica = Replica::default();
     let mut peer = reconnect(&mut rig, &mut replica).await;
     catch_up(&rig, &mut peer, &mut replica).await;

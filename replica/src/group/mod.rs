@@ -6,6 +6,7 @@
 //! over an await. An object that contradicts those before it is reported with its key; it is never
 //! skipped, since everything behind it would be a guess.
 
+mod comparison;
 mod error;
 mod read;
 mod status;
@@ -19,9 +20,10 @@ use futures::{StreamExt, stream};
 use crate::history::{History, Verdict};
 use crate::repository::{Repository, RepositoryError, keys};
 
+pub use comparison::{Comparison, Place as ComparisonPlace};
 pub use error::GroupError;
 use read::{Object, read_object};
-pub use read::{read_index, read_index_checked};
+pub use read::{read_index, read_index_checked, read_payload};
 pub use status::{Intake, Status};
 
 /// Objects that are read ahead while a history is loaded.
@@ -34,6 +36,7 @@ pub struct Group {
     repository: Repository,
     history: RwLock<History>,
     status: RwLock<Status>,
+    comparison: Comparison,
 }
 
 impl Group {
@@ -51,6 +54,7 @@ impl Group {
             repository: repository.clone(),
             history: RwLock::new(History::new(first)),
             status: RwLock::default(),
+            comparison: Comparison::default(),
         };
         group.refresh().await?;
         Ok(group)
@@ -106,6 +110,12 @@ impl Group {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// How far it is compared with its primary's disks.
+    #[must_use]
+    pub const fn comparison(&self) -> &Comparison {
+        &self.comparison
     }
 
     /// Changes what is known of the intake.

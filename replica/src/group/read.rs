@@ -1,7 +1,7 @@
 //! Reading what stands under a segment key without its data.
 
 use afterimage_format::manifest::{Terminator, is_terminator};
-use afterimage_format::segment::{FOOTER_BYTES, Footer, SegmentError, SegmentIndex};
+use afterimage_format::segment::{FOOTER_BYTES, Footer, IndexEntry, SegmentError, SegmentIndex};
 use bytes::Bytes;
 
 use super::error::GroupError;
@@ -36,36 +36,45 @@ pub(super) async fn read_object(
     let index = decode_tail(repository, &key, tail, size).await?;
     let mut bodies = Vec::new();
     for (_, entry) in Events::wanted(&index) {
-        let Some(place) = entry.payload else { continue };
-        let mut chunks = Vec::new();
-        for number in index.chunks_of(place) {
-            let Some(info) = index.chunks.get(number as usize) else {
-                continue;
-            };
-            let stored = repository.get_range(&key, info.range()).await?;
-            let raw = info.decode(number, &stored);
-            chunks.push(raw.map_err(|source| GroupError::Segment {
-                key: key.clone(),
-                source,
-            })?);
-        }
-        let mut chunks = chunks.into_iter();
-        let body = index.payload(entry, |number, _| {
-            chunks.next().ok_or(SegmentError::NoSuch {
-                what: "chunk",
-                number: number.into(),
-            })
-        });
-        bodies.push(body.map_err(|source| GroupError::Segment {
-            key: key.clone(),
-            source,
-        })?);
+        bodies.push(read_payload(repository, &key, &index, entry).await?);
     }
     let events = Events::decode(&index, bodies).map_err(|source| GroupError::Refused {
         key: key.clone(),
         source,
     })?;
     Ok(Object::Segment(Box::new((index, events))))
+}
+
+/// Reads the payload of one record of a stored segment.
+///
+/// # Errors
+/// It cannot be read or is damaged, or the record has none.
+pub async fn read_payload(
+    repository: &Repository,
+    key: &str,
+    index: &SegmentIndex,
+    entry: &IndexEntry,
+) -> Result<Vec<u8>, GroupError> {
+    let wrap = |source| GroupError::Segment {
+        key: key.to_owned(),
+        source,
+    };
+    let mut chunks = Vec::new();
+    for number in entry.payload.map_or(0..0, |place| index.chunks_of(place)) {
+        let Some(info) = index.chunks.get(number as usize) else {
+            continue;
+        };
+        let stored = repository.get_range(key, info.range()).await?;
+        chunks.push(info.decode(number, &stored).map_err(wrap)?);
+    }
+    let mut chunks = chunks.into_iter();
+    let payload = index.payload(entry, |number, _| {
+        chunks.next().ok_or(SegmentError::NoSuch {
+            what: "chunk",
+            number: number.into(),
+        })
+    });
+    payload.map_err(wrap)
 }
 
 /// Reads the index of a stored segment.

@@ -41,6 +41,8 @@ pub struct Status {
     pub fenced: u64,
     /// Passes dropped because their end did not match.
     pub passes_dropped: u64,
+    /// Blocks that comparisons by this process found to differ from the primary's disks.
+    pub mismatched_blocks: u64,
     /// Last alarm: something an administrator has to look at.
     pub alarm: Option<String>,
 }

@@ -33,6 +33,8 @@ pub struct SegmentEntry {
     pub stored_bytes: u64,
     /// Log: lowest clock of a record, nanoseconds since 1970. Pass: 0.
     pub wall_min_ns: u64,
+    /// Verify records are in it.
+    pub has_verify: bool,
 }
 
 /// What is to be done with a segment that is not refused.
@@ -228,6 +230,7 @@ impl Epoch {
                 .map(|e| e.record.wall_ns)
                 .min()
                 .unwrap_or(0),
+            has_verify: segment.entries.iter().any(|e| e.record.op == Op::Verify),
         });
         self.next_sequence += 1;
         if header.kind == SegmentKind::Pass {

@@ -1,18 +1,21 @@
 //! The sink that is a repository written by this very process: `file:` and `s3:` targets.
 //!
-//! Nothing is spawned for the commits: they advance while somebody waits for an acknowledgement.
-//! A wait may be dropped; the commit under way is kept and goes on with the next wait.
+//! Nothing is spawned: commits, and the comparison of verify records beside them, advance while
+//! somebody waits for an acknowledgement. A wait may be dropped; what is under way is kept and goes
+//! on with the next wait.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use afterimage_format::wire::{Ack, ErrorCode, Hello, HelloReply, RemoteError};
 use afterimage_proxy::ship::BoxFuture;
 use afterimage_proxy::ship::sink::{Sink, SinkConnection, SinkError};
 use bytes::Bytes;
 
+use super::comparing::Comparing;
 use super::error::IngestError;
 use super::peer::Peer;
 use super::place::Place;
@@ -50,6 +53,7 @@ impl Sink for DirectSink {
                 session: None,
                 waiting: VecDeque::new(),
                 commit: None,
+                comparing: None,
             }) as Box<dyn SinkConnection>)
         })
     }
@@ -64,6 +68,13 @@ fn refused(url: &str, error: &IngestError) -> SinkError {
 
 type Commit = Pin<Box<dyn Future<Output = (Session, Result<Ack, IngestError>)> + Send>>;
 
+/// What a wait for an acknowledgement ended with.
+enum Ended {
+    Commit(Session, Result<Ack, IngestError>),
+    /// Comparing has come on.
+    News(Ack),
+}
+
 struct DirectConnection {
     url: String,
     receiver: Receiver,
@@ -72,6 +83,7 @@ struct DirectConnection {
     session: Option<Session>,
     waiting: VecDeque<Bytes>,
     commit: Option<Commit>,
+    comparing: Option<Comparing>,
 }
 
 impl DirectConnection {
@@ -102,6 +114,8 @@ impl SinkConnection for DirectConnection {
                 .hello(&hello, &Peer::Direct, (self.now)())
                 .await;
             let opened = opened.map_err(|error| refused(&self.url, &error))?;
+            let session = opened.session.as_ref();
+            self.comparing = session.map(|session| Comparing::beside(session, self.now.clone()));
             self.session = opened.session;
             Ok(opened.reply)
         })
@@ -114,21 +128,37 @@ impl SinkConnection for DirectConnection {
 
     fn ack(&mut self) -> BoxFuture<'_, Result<Ack, SinkError>> {
         Box::pin(async move {
-            let Some(commit) = self.next_commit() else {
-                if self.session.is_none() {
-                    let cause = RemoteError {
-                        code: ErrorCode::Protocol,
-                        text: "no session: the last segment was refused, or no hello was said"
-                            .into(),
-                    };
-                    return Err(SinkError::Refused {
-                        peer: self.url.clone(),
-                        cause,
-                    });
+            if self.next_commit().is_none() && self.session.is_none() {
+                let cause = RemoteError {
+                    code: ErrorCode::Protocol,
+                    text: "no session: the last segment was refused, or no hello was said".into(),
+                };
+                return Err(SinkError::Refused {
+                    peer: self.url.clone(),
+                    cause,
+                });
+            }
+            let ended = poll_fn(|context| {
+                if let Some(commit) = self.commit.as_mut()
+                    && let Poll::Ready(ended) = commit.as_mut().poll(context)
+                {
+                    return Poll::Ready(Ended::Commit(ended.0, ended.1));
                 }
-                return std::future::pending().await;
+                match (
+                    self.comparing.as_mut().map(|c| c.poll_news(context)),
+                    &self.session,
+                ) {
+                    // While a commit has the session, its acknowledgement brings the news.
+                    (Some(Poll::Ready(())), Some(session)) => {
+                        Poll::Ready(Ended::News(session.ack()))
+                    }
+                    _ => Poll::Pending,
+                }
+            });
+            let (session, accepted) = match ended.await {
+                Ended::Commit(session, accepted) => (session, accepted),
+                Ended::News(ack) => return Ok(ack),
             };
-            let (session, accepted) = poll_fn(|context| commit.as_mut().poll(context)).await;
             self.commit = None;
             match accepted {
                 Ok(ack) => {

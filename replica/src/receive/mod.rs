@@ -9,6 +9,7 @@
 //! acknowledged that is not durable; after any doubt the history is read again from the repository
 //! before a hello is answered. Time is passed in and nothing is spawned here.
 
+mod comparing;
 mod direct;
 mod error;
 mod hello;

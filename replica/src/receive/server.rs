@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_format::wire::{
-    ErrorCode, Hello, HelloReply, Message, PROTOCOL_VERSION, RemoteError, WireError,
+    Ack, ErrorCode, Hello, HelloReply, Message, PROTOCOL_VERSION, RemoteError, WireError,
 };
 use afterimage_proxy::ship::codec::{CodecError, read_body, read_header, write_message};
 use afterimage_proxy::tls::Identity;
@@ -25,6 +25,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::comparing::Comparing;
 use super::error::IngestError;
 use super::peer::Peer;
 use super::session::{Session, Verified};
@@ -210,19 +211,22 @@ impl Conversation {
         W: AsyncWrite + Unpin,
     {
         let mut deadline = Instant::now() + self.limits.handshake;
-        let mut session: Option<Session> = None;
+        let mut session: Option<(Session, Comparing)> = None;
         loop {
             let next = async {
-                match &session {
+                match &mut session {
                     None => tokio::time::timeout_at(deadline, messages.recv())
                         .await
+                        .map(Next::Message)
                         .map_err(|_| Ended::NoHello),
-                    Some(session) => tokio::select! {
+                    Some((session, comparing)) => tokio::select! {
                         biased;
                         () = session.superseded() => {
                             Err(IngestError::Superseded { group: session.group_id() }.into())
                         }
-                        message = messages.recv() => Ok(message),
+                        // Before the messages, or a busy primary would never be compared.
+                        () = comparing.news() => Ok(Next::News(session.ack())),
+                        message = messages.recv() => Ok(Next::Message(message)),
                     },
                 }
             };
@@ -233,7 +237,12 @@ impl Conversation {
                 next = timeout(self.limits.keep_alive, next) => next,
             };
             let incoming = match next {
-                Ok(incoming) => incoming?,
+                Ok(Ok(Next::Message(incoming))) => incoming,
+                Ok(Ok(Next::News(ack))) => {
+                    write_message(writer, &Message::Ack(ack), self.limits.silence).await?;
+                    continue;
+                }
+                Ok(Err(ended)) => return Err(ended),
                 Err(_) => {
                     write_message(writer, &Message::KeepAlive, self.limits.silence).await?;
                     continue;
@@ -247,13 +256,17 @@ impl Conversation {
                         return Err(Ended::OutOfTurn("a second hello"));
                     }
                     let opened = self.receiver.hello(&hello, peer, (self.now)()).await?;
-                    session = opened.session;
+                    session = opened.session.map(|session| {
+                        let comparing = Comparing::beside(&session, self.now.clone());
+                        (session, comparing)
+                    });
                     // For the hello with the new epoch, which has to become durable first.
                     deadline = Instant::now() + self.limits.silence;
                     self.reply(writer, opened.reply).await?;
                 }
                 Some(Incoming::Segment(bytes, permit)) => {
-                    let session = session.as_mut().ok_or(Ended::OutOfTurn("a segment"))?;
+                    let session = session.as_mut().map(|(session, _)| session);
+                    let session = session.ok_or(Ended::OutOfTurn("a segment"))?;
                     let ack = self.commit(writer, session, bytes).await?;
                     drop(permit);
                     write_message(writer, &Message::Ack(ack), self.limits.silence).await?;
@@ -275,7 +288,7 @@ impl Conversation {
         writer: &mut W,
         session: &mut Session,
         bytes: Bytes,
-    ) -> Result<afterimage_format::wire::Ack, Ended>
+    ) -> Result<Ack, Ended>
     where
         W: AsyncWrite + Unpin,
     {
@@ -291,6 +304,14 @@ impl Conversation {
             }
         }
     }
+}
+
+/// What an open session waits for.
+enum Next {
+    /// The peer's next message; `None` when there will be no more.
+    Message(Option<Incoming>),
+    /// Comparing has come on.
+    News(Ack),
 }
 
 /// What the reading task hands over.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use afterimage_format::ids::{Epoch, GroupId, LogId};
 use afterimage_format::manifest::is_terminator;
+use afterimage_format::op::Op;
 use afterimage_format::segment::{self, SegmentError, SegmentIndex, SegmentKind};
 use afterimage_format::wire::{Ack, Resume};
 use bytes::Bytes;
@@ -176,7 +177,8 @@ impl Session {
         Ok(self.ack())
     }
 
-    fn ack(&self) -> Ack {
+    /// What is durable, and what comparing has come to, as of now.
+    pub(super) fn ack(&self) -> Ack {
         let Resume {
             cursor,
             completed_pass,
@@ -188,6 +190,7 @@ impl Session {
             cursor,
             completed_pass,
             active_pass,
+            compared: *self.group.comparison().watch().borrow(),
         }
     }
 
@@ -253,6 +256,9 @@ impl Session {
                 None => Vec::new(),
             }
         };
+        if index.entries.iter().any(|e| e.record.op == Op::Verify) {
+            self.group.comparison().tell();
+        }
         let newest_ns = match index.header.kind {
             SegmentKind::Log => index.entries.last().map_or(0, |entry| entry.record.wall_ns),
             SegmentKind::Pass => 0,

@@ -8,6 +8,8 @@
 //! groups/UUID/segments/0000000001/00000000000000000001
 //!                                             epoch / dense sequence: segment or terminator
 //! groups/UUID/checks/00000000000000000001     results of checks
+//! groups/UUID/comparisons/00000000000000000001
+//!                                             results of comparisons with the primary's disks
 //! groups/UUID/conflicts/…                     refused content with an identity that was taken
 //! ```
 
@@ -78,6 +80,18 @@ pub fn checks(group: GroupId) -> String {
 #[must_use]
 pub fn check_result(group: GroupId, number: u64) -> String {
     format!("{GROUPS}/{group}/checks/{number:020}")
+}
+
+/// Folder of the results of a group's comparisons.
+#[must_use]
+pub fn comparisons(group: GroupId) -> String {
+    format!("{GROUPS}/{group}/comparisons")
+}
+
+/// Key of the result of a comparison.
+#[must_use]
+pub fn comparison_result(group: GroupId, number: u64) -> String {
+    format!("{GROUPS}/{group}/comparisons/{number:020}")
 }
 
 /// Checks that a key is made of plain parts only: whatever reaches the store passes here.

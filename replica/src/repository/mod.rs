@@ -12,6 +12,7 @@
 mod directories;
 mod error;
 pub mod keys;
+pub(crate) mod numbered;
 mod open;
 mod root;
 

@@ -9,7 +9,7 @@ use afterimage_format::manifest::CheckResult;
 
 use super::VerifyReport;
 use crate::group::GroupError;
-use crate::repository::{Created, Repository, keys};
+use crate::repository::{Repository, keys, numbered};
 
 /// The newest kept result of a group.
 ///
@@ -19,9 +19,7 @@ pub async fn last(
     repository: &Repository,
     group: GroupId,
 ) -> Result<Option<CheckResult>, GroupError> {
-    let names = repository.names_below(&keys::checks(group)).await?;
-    let newest = names.iter().filter_map(|name| name.parse().ok()).max();
-    let Some(number) = newest else {
+    let Some(number) = numbered::newest(repository, &keys::checks(group)).await? else {
         return Ok(None);
     };
     let key = keys::check_result(group, number);
@@ -57,13 +55,11 @@ pub async fn keep(
         bytes: report.read.bytes,
         problems: report.problems.len() as u64,
     };
-    loop {
-        result.number += 1;
-        let key = keys::check_result(report.id, result.number);
-        let created = repository.create(&key, result.encode().into()).await?;
-        // Somebody else checks at the same time: the next number is as good.
-        if created == Created::Ours {
-            return Ok(result);
-        }
-    }
+    numbered::append(repository, result.number, |number| {
+        result.number = number;
+        let key = keys::check_result(report.id, number);
+        (key, result.encode().into())
+    })
+    .await?;
+    Ok(result)
 }

@@ -62,8 +62,9 @@ fn reads_that_were_not_overtaken_are_exact() {
     for seed in 0..120 {
         let mut rng = SimRng::new(seed);
         let config = EngineConfig {
-            commit_interval_ns: 100_000,
-            destage_age_ns: 100_000,
+            log_delay_ns: 0,
+            commit_interval_ns: 0,
+            destage_age_ns: 0,
             ..EngineConfig::default()
         };
         let mut rig = Rig::new(

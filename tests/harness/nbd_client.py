@@ -141,6 +141,11 @@ class Connection:
         error = self.call(WRITE, offset, len(data), data, flags)
         expect(error == 0, f"write of {len(data)} at {offset}: errno {error}")
 
+    def trim(self, offset, length):
+        """Trim; fails the check on an error."""
+        error = self.call(TRIM, offset, length)
+        expect(error == 0, f"trim of {length} at {offset}: errno {error}")
+
     def flush(self):
         """Flush; fails the check on an error."""
         error = self.call(FLUSH)

@@ -13,10 +13,12 @@ log_unshipped_bytes log_undestaged_bytes ring_used_bytes ring_size_bytes write_s
 nbd_request_duration_seconds nbd_connections log_sync_duration_seconds shipped_bytes_total
 segment_payload_bytes_total checkpoints_total last_checkpoint_timestamp_seconds freeze_window_seconds
 pass_remaining_bytes history_gap_seconds_total oldest_point_timestamp_seconds last_verified_timestamp_seconds
-certificate_expiry_timestamp_seconds errors_total replication_errors_total""".split()
+certificate_expiry_timestamp_seconds errors_total replication_errors_total verify_mismatched_blocks_total
+last_compared_timestamp_seconds""".split()
 # Not at all before it has happened would hide the first from increase().
 FROM_THE_START = ['errors_total{group="vm1",kind="log"} 0', 'errors_total{group="vm1",kind="backing"} 0',
-                  'errors_total{group="vm1",kind="history_gap"} 0']
+                  'errors_total{group="vm1",kind="history_gap"} 0',
+                  'verify_mismatched_blocks_total{group="vm1",target="{target}"} 0']
 GUEST = '[[group.guest]]\nfreeze = ["/bin/true"]\nthaw = ["/bin/true"]'
 
 
@@ -38,14 +40,16 @@ with scratch() as folder:
         server.cli("checkpoint", "vm1", "--app")
         server.wait_shipped()
         server.cli("verify", "vm1")
+        server.cli("verify", "vm1", "--disks")
         wait_until(lambda: "\nafterimage_last_verified_timestamp_seconds" in scraped(server), "the result of the check")
         text = scraped(server)
+    from_the_start = [line.replace("{target}", f"file://{server.repository}") for line in FROM_THE_START]
     base = f"http://127.0.0.1:{server.metrics_port}"
     checked = run("promtool", "check", "metrics", input=text)
     expect_equal((checked.stdout + checked.stderr).strip(), "", "promtool's remarks")
     expect_equal([name for name in NAMES if f"\nafterimage_{name}" not in f"\n{text}"], [], "names that are missing")
     lines = [line.removeprefix("afterimage_") for line in text.splitlines()]
-    expect_equal([line for line in FROM_THE_START if line not in lines], [], "counters that are not there yet")
+    expect_equal([line for line in from_the_start if line not in lines], [], "counters that are not there yet")
     for kind in ("crash", "application"):
         last = f'last_checkpoint_timestamp_seconds{{group="vm1",kind="{kind}"}} '
         expect(any(line.startswith(last) for line in lines), f"the time of the last {kind} checkpoint")

@@ -78,7 +78,17 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
                 commands::restore::run(&repository, &args.group, &args.target, args.format, output);
             restored.await
         }),
-        Command::Verify { group, repository } => wait_for(async {
+        Command::Verify {
+            group: Some(group),
+            disks: true,
+            ..
+        } => {
+            let group = group.as_str();
+            wait_for(commands::verify_disks::run(&client()?, group, output))
+        }
+        Command::Verify {
+            group, repository, ..
+        } => wait_for(async {
             let repository = history::repository(&repository, || Ok(load()?)).await?;
             let group = group.as_ref().map(|group| group.as_str());
             commands::verify::run(&repository, group, output).await

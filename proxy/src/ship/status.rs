@@ -74,6 +74,8 @@ pub struct SinkStatus {
     pub pass: Option<PassProgress>,
     /// What the sink says came of comparing verify records.
     pub compared: Compared,
+    /// Blocks that it found to differ, in all runs.
+    pub mismatched_blocks_total: u64,
     /// Why the last session ended.
     pub last_error: Option<String>,
 }
@@ -108,6 +110,19 @@ impl StatusCell {
             if !matches!(s.state, SinkState::Waiting | SinkState::Refused) {
                 s.state = SinkState::Connecting;
             }
+        });
+    }
+
+    /// What the sink says of verify records. Of one run it may say less than before, when it began
+    /// anew.
+    pub(super) fn compared(&self, now: Compared) {
+        self.update(|s| {
+            let before = match s.compared.run == now.run {
+                true => s.compared.mismatched_blocks,
+                false => 0,
+            };
+            s.mismatched_blocks_total += now.mismatched_blocks.saturating_sub(before);
+            s.compared = now;
         });
     }
 

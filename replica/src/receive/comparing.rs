@@ -1,30 +1,40 @@
-//! The comparison of a group beside a session: it advances while the session waits.
+//! The comparison of a group beside a session: it advances while the session waits, on a thread of
+//! its own where the runtime has several, so that it holds up no segment.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use afterimage_format::wire::Compared;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::NowNs;
 use super::session::Session;
 use crate::compare;
 
-/// Follows the verify records of one group.
+/// Follows the verify records of one group; ends with the session.
 pub(super) struct Comparing {
     following: Pin<Box<dyn Future<Output = Infallible> + Send>>,
-    shown: watch::Receiver<Compared>,
+    news: Pin<Box<dyn Future<Output = watch::Receiver<Compared>> + Send>>,
 }
 
 impl Comparing {
     /// Beside this session.
     pub(super) fn beside(session: &Session, now: NowNs) -> Self {
         let group = session.group().clone();
+        let news = next(group.comparison().watch());
+        let following = compare::follow(group, now);
+        let threads = Handle::try_current()
+            .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
         Self {
-            shown: group.comparison().watch(),
-            following: Box::pin(compare::follow(group, now)),
+            following: match threads {
+                true => Box::pin(aside(following)),
+                false => Box::pin(following),
+            },
+            news,
         }
     }
 
@@ -33,15 +43,39 @@ impl Comparing {
         if let Poll::Ready(never) = self.following.as_mut().poll(context) {
             match never {}
         }
-        if self.shown.has_changed().unwrap_or(false) {
-            self.shown.mark_unchanged();
-            return Poll::Ready(());
+        match self.news.as_mut().poll(context) {
+            Poll::Ready(shown) => {
+                self.news = next(shown);
+                Poll::Ready(())
+            }
+            Poll::Pending => Poll::Pending,
         }
-        Poll::Pending
     }
 
     /// As [`Comparing::poll_news`]. The wait may be dropped.
     pub(super) async fn news(&mut self) {
         poll_fn(|context| self.poll_news(context)).await;
+    }
+}
+
+fn next(
+    mut shown: watch::Receiver<Compared>,
+) -> Pin<Box<dyn Future<Output = watch::Receiver<Compared>> + Send>> {
+    Box::pin(async move {
+        match shown.changed().await {
+            Ok(()) => shown,
+            // The group is gone, and its session with it.
+            Err(_) => pending().await,
+        }
+    })
+}
+
+async fn aside(following: impl Future<Output = Infallible> + Send + 'static) -> Infallible {
+    match AbortOnDropHandle::new(tokio::spawn(following)).await {
+        Ok(never) => match never {},
+        Err(error) => {
+            tracing::error!(%error, "comparing broke off; it goes on with the next session");
+            pending().await
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The sink that is a repository written by this very process: `file:` and `s3:` targets.
 //!
-//! Nothing is spawned: commits, and the comparison of verify records beside them, advance while
+//! Nothing is spawned for the commits: they, and the comparison of verify records, advance while
 //! somebody waits for an acknowledgement. A wait may be dropped; what is under way is kept and goes
 //! on with the next wait.
 

@@ -7,7 +7,8 @@
 //! What always holds: one session per group counts at a time. A newer hello waits for the commit
 //! under way, then takes over; whatever the older session says afterwards is refused. Nothing is
 //! acknowledged that is not durable; after any doubt the history is read again from the repository
-//! before a hello is answered. Time is passed in and nothing is spawned here.
+//! before a hello is answered. Time is passed in; nothing is spawned here but the comparison beside a
+//! session (`comparing`), and that only where there are threads for it.
 
 mod comparing;
 mod direct;

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::types::{
     CheckpointDone, CheckpointLine, CheckpointRequest, Detached, ExportInfo, ExportRequest,
-    Failure, PointList, StatusReport, StepInfo,
+    Failure, PointList, StatusReport, StepInfo, VerifyStatus,
 };
 
 /// No answer is longer.
@@ -152,6 +152,15 @@ impl Client {
             true => Err(ClientError::Answer("it ends before the result".into())),
             false => Err(ClientError::Refused(refusal(status, &received))),
         }
+    }
+
+    /// Begins to compare a group's disks with what its targets hold; [`Client::status`] shows what
+    /// comes of it.
+    ///
+    /// # Errors
+    /// See [`Client::status`].
+    pub async fn verify(&self, group: &str) -> Result<VerifyStatus, ClientError> {
+        self.post(&format!("/v1/groups/{group}/verify"), &()).await
     }
 
     /// Recovery points at the daemon's own repository.

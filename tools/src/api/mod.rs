@@ -14,7 +14,9 @@ mod tests;
 use std::future::Future;
 use std::pin::Pin;
 use tokio::sync::mpsc::UnboundedSender;
-use types::{CheckpointDone, Detached, ExportInfo, PointList, StatusReport, StepInfo};
+use types::{
+    CheckpointDone, Detached, ExportInfo, PointList, StatusReport, StepInfo, VerifyStatus,
+};
 
 /// The future of an answer.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'a>>;
@@ -32,6 +34,8 @@ pub trait Control: Send + Sync + 'static {
         app: bool,
         steps: Option<UnboundedSender<StepInfo>>,
     ) -> Answer<'a, CheckpointDone>;
+    /// Begins to compare the group's disks with what its targets hold.
+    fn verify<'a>(&'a self, group: &'a str) -> Answer<'a, VerifyStatus>;
     /// Recovery points of a group at the embedded replica.
     fn points<'a>(&'a self, group: &'a str) -> Answer<'a, PointList>;
     /// Exports an image of a group.

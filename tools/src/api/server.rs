@@ -26,6 +26,7 @@ pub fn api(control: Shared) -> Router {
         .route("/v1/groups/{group}", get(group_status))
         .route("/v1/groups/{group}/checkpoints", post(checkpoint))
         .route("/v1/groups/{group}/points", get(points))
+        .route("/v1/groups/{group}/verify", post(verify))
         .route("/v1/groups/{group}/detach", post(detach))
         .route("/v1/exports", get(exports).post(export))
         .route("/v1/exports/{name}", delete(close_export))
@@ -145,6 +146,14 @@ async fn points(
 ) -> Result<Response, ApiError> {
     valid_group(&group)?;
     Ok(Json(control.points(&group).await?).into_response())
+}
+
+async fn verify(
+    State(control): State<Shared>,
+    Path(group): Path<String>,
+) -> Result<Response, ApiError> {
+    valid_group(&group)?;
+    Ok(Json(control.verify(&group).await?).into_response())
 }
 
 async fn detach(

@@ -74,6 +74,12 @@ pub struct GroupStatus {
     pub oldest_point_wall_ns: Option<u64>,
     /// When that history was last read and found whole.
     pub last_verified_wall_ns: Option<u64>,
+    /// When the disks were last compared with that history and no block differed.
+    #[serde(default)]
+    pub last_compared_wall_ns: Option<u64>,
+    /// The newest comparison of the disks with the targets since the start.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
     /// Last crash-consistent one since the start.
     #[serde(default)]
     pub last_crash: Option<CheckpointDone>,
@@ -137,6 +143,50 @@ pub struct TargetStatus {
     pub gap: bool,
     /// Pass that runs.
     pub pass: Option<PassStatus>,
+    /// What the target found when it last compared what it holds with the disks.
+    #[serde(default)]
+    pub compared: Option<ComparedStatus>,
+    /// Blocks that it found to differ since the start, in all comparisons.
+    #[serde(default)]
+    pub mismatched_blocks: u64,
+}
+
+/// `POST /v1/groups/GROUP/verify`: what the disks hold, on its way to the targets.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// Identity of the comparison.
+    pub run: u64,
+    /// Bytes of the disks that were read, or known to be empty.
+    pub done_bytes: u64,
+    /// Bytes of all disks.
+    pub total_bytes: u64,
+    /// Ranges described so far.
+    pub ranges: u64,
+    /// It waits for a target that takes records and has a complete copy.
+    pub waiting: bool,
+    /// Everything was described; the targets say what they find.
+    pub over: bool,
+    /// Why it broke off.
+    pub failed: Option<String>,
+}
+
+/// What a target found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComparedStatus {
+    /// Identity of the comparison.
+    pub run: u64,
+    /// Ranges compared so far.
+    pub ranges: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Blocks that the target holds with other content.
+    pub mismatched_blocks: u64,
+    /// Ranges that could not be compared.
+    pub skipped: u64,
+    /// Ranges of the comparison, once it is over there.
+    pub total: Option<u64>,
+    /// It is over, and no block differs.
+    pub whole: bool,
 }
 
 /// Progress of a pass.
@@ -176,6 +226,12 @@ pub struct ReceivedStatus {
     pub oldest_point_wall_ns: Option<u64>,
     /// When its history was last read and found whole.
     pub last_verified_wall_ns: Option<u64>,
+    /// When it was last compared with the primary's disks and no block differed.
+    #[serde(default)]
+    pub last_compared_wall_ns: Option<u64>,
+    /// Blocks found to differ from the primary's disks since the start.
+    #[serde(default)]
+    pub mismatched_blocks: u64,
     /// Something that an administrator has to look at.
     pub alarm: Option<String>,
 }

@@ -109,10 +109,14 @@ pub enum Command {
     Export(Export),
     /// Write the disks of a moment to files
     Restore(Restore),
-    /// Read back and check everything that the replica has of a group
+    /// Read back and check everything that the replica has of a group, or compare it with the disks
     Verify {
         /// Which group; all groups when left away.
         group: Option<GroupName>,
+        /// At the primary: read the group's disks while the guest goes on, and have every target
+        /// compare each block with what it holds for the same moment. Reads no faster than pass_rate.
+        #[arg(long, requires = "group", conflicts_with = "repository")]
+        disks: bool,
         /// Where the history is kept.
         #[command(flatten)]
         repository: RepositoryArgs,

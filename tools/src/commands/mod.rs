@@ -16,3 +16,4 @@ pub mod segment_inspect;
 pub mod simple;
 pub mod status;
 pub mod verify;
+pub mod verify_disks;

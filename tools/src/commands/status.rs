@@ -111,6 +111,14 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
         if let Some(time) = target.recoverable_wall_ns {
             line += &format!(", restorable up to {} ago", age(time, now));
         }
+        if let Some(compared) = &target.compared {
+            line += &match (compared.mismatched_blocks, compared.skipped, compared.total) {
+                (0, 0, Some(_)) if compared.whole => ", the same as the disks".to_owned(),
+                (0, _, None) => format!(", {} ranges compared with the disks", compared.ranges),
+                (0, ..) => ", compared with the disks in part only".to_owned(),
+                (blocks, ..) => format!(", {blocks} blocks DIFFER from the disks"),
+            };
+        }
         if target.gap {
             line +=
                 "; history has a gap: unshipped writes had to leave the log, a new pass closes it";
@@ -129,6 +137,29 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
     }
     if let Some(time) = group.last_verified_wall_ns {
         text += &format!("\n{}: history verified {} ago", group.name, age(time, now));
+    }
+    if let Some(time) = group.last_compared_wall_ns {
+        let age = age(time, now);
+        text += &format!("\n{}: compared with the disks {age} ago", group.name);
+    }
+    if let Some(verify) = group.verify.as_ref().filter(|verify| !verify.over) {
+        let done = percent(verify.done_bytes, verify.total_bytes);
+        text += &match &verify.failed {
+            Some(why) => format!(
+                "\n{}: a comparison of the disks broke off: {why}",
+                group.name
+            ),
+            None if verify.waiting => {
+                format!(
+                    "\n{}: a comparison of the disks waits for a target",
+                    group.name
+                )
+            }
+            None => format!(
+                "\n{}: the disks are being compared, {done}% read",
+                group.name
+            ),
+        };
     }
     if let Some(why) = &group.verify_due {
         text += &format!("\n{}: a verify is due: {why}", group.name);

@@ -63,6 +63,8 @@ pub struct HistoryNumbers {
     pub oldest_point_ns: Option<u64>,
     /// When it was last read and found whole, nanoseconds since 1970.
     pub last_verified_ns: Option<u64>,
+    /// When the disks were last compared with it and no block differed, nanoseconds since 1970.
+    pub last_compared_ns: Option<u64>,
     /// Damaged or missing objects that the last check found.
     pub damaged_objects: Option<u64>,
 }
@@ -143,6 +145,12 @@ pub fn render(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
             "Whether there is something about the group that an administrator has to look at; status says what.",
             &labels,
             f64::from(u8::from(group.alarm.is_some())),
+        );
+        f.counter(
+            "received_mismatched_blocks_total",
+            "Blocks that this replica holds with other content than the primary's disks.",
+            &labels,
+            group.mismatched_blocks as f64,
         );
         for (kind, count) in [
             ("diverged", group.refused_diverged),
@@ -275,6 +283,14 @@ fn history_numbers(f: &mut Families, history: &HistoryNumbers) {
             seconds(time),
         );
     }
+    if let Some(time) = history.last_compared_ns {
+        f.gauge(
+            "last_compared_timestamp_seconds",
+            "When the disks were last compared with the history and no block differed.",
+            &labels,
+            seconds(time),
+        );
+    }
     if let Some(count) = history.damaged_objects {
         f.gauge(
             "verify_damaged_objects",
@@ -348,6 +364,12 @@ fn target_metrics(f: &mut Families, group: &GroupStatus, target: &TargetStatus) 
             count as f64,
         );
     }
+    f.counter(
+        "verify_mismatched_blocks_total",
+        "Blocks of the disks that the target was found to hold with other content.",
+        &labels,
+        target.mismatched_blocks as f64,
+    );
     let remaining = target
         .pass
         .map_or(0, |pass| pass.total_bytes.saturating_sub(pass.done_bytes));

@@ -67,6 +67,7 @@ fn snapshot() -> Snapshot {
             group: "vm1".into(),
             oldest_point_ns: Some(1_600_000_000_000_000_000),
             last_verified_ns: Some(1_650_000_000_000_000_000),
+            last_compared_ns: Some(1_650_000_000_000_000_000),
             damaged_objects: Some(2),
         }],
         certificates: vec![("replica", "/etc/replica.pem".into(), 1_700_000_000)],

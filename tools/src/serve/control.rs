@@ -18,9 +18,10 @@ use super::group::{self, CheckpointError};
 use super::open::wall_ns;
 use super::report;
 use super::targets::Receivers;
+use super::verify;
 use crate::api::types::{
     CheckpointDone, Detached, ExportInfo, GroupStatus, PointList, ReceivedStatus, StatusReport,
-    StepInfo,
+    StepInfo, VerifyStatus,
 };
 use crate::api::{Answer, ApiError, Control};
 use crate::cli::values::Point;
@@ -206,6 +207,7 @@ impl Daemon {
             if let Some(numbers) = self.history(&status.name).await {
                 status.oldest_point_wall_ns = numbers.oldest_point_ns;
                 status.last_verified_wall_ns = numbers.last_verified_ns;
+                status.last_compared_wall_ns = numbers.last_compared_ns;
                 all.push(numbers);
             }
         }
@@ -218,6 +220,7 @@ impl Daemon {
             if let Some(numbers) = numbers {
                 received.oldest_point_wall_ns = numbers.oldest_point_ns;
                 received.last_verified_wall_ns = numbers.last_verified_ns;
+                received.last_compared_wall_ns = numbers.last_compared_ns;
                 if is_new {
                     all.push(numbers);
                 }
@@ -358,6 +361,14 @@ impl Control for Daemon {
                 }
                 other => ApiError::Failed(other.to_string()),
             })
+        })
+    }
+
+    fn verify<'a>(&'a self, group: &'a str) -> Answer<'a, VerifyStatus> {
+        Box::pin(async move {
+            let running = self.running(group)?;
+            let begun = verify::begin(&running).await;
+            begun.map_err(|error| ApiError::Conflict(format!("group '{group}': {error}")))
         })
     }
 

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::abandon::abandon_claims;
 use super::guest::GuestNotes;
@@ -38,6 +38,7 @@ use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
 use super::remembered::Remembered;
 use super::replace::{ReplaceError, replace_failed_log};
 use super::report;
+use super::verify::VerifyRun;
 use crate::api::types::CheckpointDone;
 use crate::config::{Config, GroupConfig, schema};
 
@@ -221,6 +222,8 @@ pub struct Running {
     pub ring_path: PathBuf,
     /// Folder of the intents to freeze.
     pub guest_state: PathBuf,
+    /// The newest comparison of its disks with its targets.
+    pub verify: VerifyRun,
     /// Recovery's words.
     pub report: RecoveryReport,
     /// What recovery was told.
@@ -269,6 +272,7 @@ pub async fn start(
         targets: Vec::new(),
         ring_path,
         guest_state: config.guest_state.clone(),
+        verify: VerifyRun::default(),
         report,
         input,
         schedule: watch::Sender::new(None),
@@ -400,9 +404,9 @@ impl Running {
     }
 
     /// Runs beside the group and ends with it.
-    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.spawn(task);
+        tasks.spawn(task)
     }
 
     /// Ends shipping and schedules.

@@ -22,6 +22,7 @@ mod remembered;
 pub mod replace;
 mod report;
 mod targets;
+mod verify;
 
 use afterimage_proxy::engine::recovery::Accepted;
 use afterimage_proxy::engine::recovery::claims::Left;

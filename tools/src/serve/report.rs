@@ -5,12 +5,14 @@ use afterimage_proxy::engine::request::{EngineStatus, LOG_SYNC_BOUNDS_NS};
 use afterimage_proxy::ship::port::GroupPort as _;
 use afterimage_proxy::ship::status::{SinkState, SinkStatus};
 use afterimage_proxy::worker::{DURATION_BOUNDS_NS, DURATION_OPS, DurationHistogram};
+use afterimage_replica::compare;
 use afterimage_replica::group::{Group, Intake};
 use afterimage_replica::verify::kept;
 use std::time::Duration;
 
 use super::group::{GapClock, Notes, Running, TargetTask};
 use super::open::wall_ns;
+use super::verify;
 use crate::api::types::{
     ClientStatus, DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
 };
@@ -92,6 +94,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         last_crash: notes.last_crash.clone(),
         last_application: notes.guest.last.clone(),
         guest_alarm: notes.guest.alarm(),
+        verify: group.verify.status(),
         ..GroupStatus::default()
     };
     let mut numbers = numbers(&notes, &engine, &snapshot.durations);
@@ -229,6 +232,16 @@ fn state(
         }
         return ("degraded", Some(why));
     }
+    if let Some((target, compared)) = targets.iter().find_map(|target| {
+        let compared = target.compared.as_ref()?;
+        (compared.mismatched_blocks > 0).then_some((target, compared))
+    }) {
+        let why = format!(
+            "{} blocks at {} are not what the disks hold: images from there are wrong; see docs/operating.md, \"When a comparison finds differences\"",
+            compared.mismatched_blocks, target.url
+        );
+        return ("degraded", Some(why));
+    }
     ("running", None)
 }
 
@@ -266,6 +279,8 @@ fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> Targe
         sessions_ended: ship.reconnects_total,
         diverged: ship.divergences_total,
         gap,
+        compared: verify::compared(&ship),
+        mismatched_blocks: ship.mismatched_blocks_total,
         pass: ship.pass.map(|pass| PassStatus {
             done_bytes: pass.blocks_done * BLOCK,
             total_bytes: (pass.blocks_done + pass.blocks_left) * BLOCK,
@@ -338,10 +353,16 @@ pub(super) async fn history(group: &Group) -> HistoryNumbers {
         tracing::warn!(group = %group.id(), %error, "the result of the last check cannot be read");
         None
     });
+    let compared = compare::kept::last(group.repository(), group.id()).await;
+    let compared = compared.unwrap_or_else(|error| {
+        tracing::warn!(group = %group.id(), %error, "the result of the last comparison cannot be read");
+        None
+    });
     HistoryNumbers {
         group: String::new(),
         oldest_point_ns: oldest,
         last_verified_ns: last.map(|last| last.whole_ns).filter(|at| *at > 0),
+        last_compared_ns: compared.map(|last| last.whole_ns).filter(|at| *at > 0),
         damaged_objects: last.map(|last| last.problems),
     }
 }
@@ -368,6 +389,8 @@ pub(super) fn received(name: &str, group: &Group) -> ReceivedStatus {
         passes_dropped: status.passes_dropped,
         oldest_point_wall_ns: None,
         last_verified_wall_ns: None,
+        last_compared_wall_ns: None,
+        mismatched_blocks: status.mismatched_blocks,
         alarm: status.alarm.clone().or(match status.intake {
             Intake::RepositoryFull { text } | Intake::Failed { text } => Some(text),
             Intake::Idle | Intake::Running => None,

@@ -376,7 +376,7 @@ impl<'a> Streaming<'a> {
         let wall_ns = self.window.ack(ack)?;
         self.active_at_sink = ack.active_pass;
         self.memory.progressed = true;
-        self.context.status.update(|s| s.compared = ack.compared);
+        self.context.status.compared(ack.compared);
         let complete = ack.completed_pass != Lsn::ZERO && self.base_due_behind.is_none();
         if let Some(driven) = &self.pass
             && driven.pass.begin() == ack.completed_pass

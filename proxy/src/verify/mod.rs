@@ -32,7 +32,7 @@ const WINDOW_RECORDS: usize = 256;
 /// Attempts to read a range whole, before it is halved.
 const ATTEMPTS: u32 = 3;
 /// How often it is looked whether a sink has come on.
-const SINK_POLL: Duration = Duration::from_millis(50);
+const SINK_POLL: Duration = Duration::from_millis(10);
 
 /// How far a run is.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

@@ -184,13 +184,18 @@ fn many(args: &Args) -> ExitCode {
         println!("0 passed, 1 failed");
         return ExitCode::FAILURE;
     }
+    if totals.verified == 0 && !args.allow_missing {
+        println!("no comparison of the disks with the replica ever ended");
+        println!("0 passed, 1 failed");
+        return ExitCode::FAILURE;
+    }
     println!("{} passed, 0 failed", totals.seeds);
     ExitCode::SUCCESS
 }
 
 fn report(totals: &Totals, faults: &FaultCounts, took: Duration) {
     println!(
-        "{} seeds in {:.1} s ({:.0}/s): {} crashes, {} recoveries, {} refused starts, {} requests answered, {} records, {} points compared",
+        "{} seeds in {:.1} s ({:.0}/s): {} crashes, {} recoveries, {} refused starts, {} requests answered, {} records, {} points compared, {} times all disks",
         totals.seeds,
         took.as_secs_f64(),
         totals.seeds as f64 / took.as_secs_f64().max(0.001),
@@ -200,6 +205,7 @@ fn report(totals: &Totals, faults: &FaultCounts, took: Duration) {
         totals.answers,
         totals.records,
         totals.points,
+        totals.verified,
     );
     for fault in Fault::ALL {
         println!("{:>10}  {}", faults.of(*fault), fault.text());

@@ -165,6 +165,11 @@ impl Run {
             world.kill_after(u64::MAX / 2);
         }
         self.later.clear();
+        if let Some(running) = &self.running
+            && let Some(verifier) = &running.verifier
+        {
+            verifier.stop();
+        }
         self.site.shelf.heal();
         self.site.net.set_refused(false);
         self.site.net.set_slow(false);
@@ -207,10 +212,35 @@ impl Run {
         };
         let newest = self.site.check_points(&mut self.rng, &self.logs, 4).await?;
         match newest {
-            Some((_, lsn)) if lsn >= reached => Ok(()),
+            Some((_, lsn)) if lsn >= reached => self.compare_in_peace(reached).await,
             newest => Err(format!(
                 "everything up to record {reached} is acknowledged, the newest point is {newest:?}"
             )),
         }
+    }
+
+    /// Nothing happens any more, and the replica is in step: every block is found to be the same.
+    async fn compare_in_peace(&mut self, reached: u64) -> Result<(), String> {
+        let running = self.running.as_mut();
+        let Some(verifier) = running.and_then(|running| running.verifier.as_mut()) else {
+            return Ok(());
+        };
+        verifier.one_more();
+        for _ in 0..CATCH_UP {
+            self.one_turn().await?;
+            self.host.now_ns += 1_000_000;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let status = self.running.as_ref().map(|running| running.status.get());
+            let Some(compared) = status.map(|status| status.compared) else {
+                return Err("the primary died although nothing breaks any more".to_owned());
+            };
+            if compared.run.0 >= reached && compared.is_over() {
+                return match compared.is_whole() {
+                    true => Ok(()),
+                    false => Err(format!("not compared to the end: {compared:?}")),
+                };
+            }
+        }
+        Err("a comparison does not end".to_owned())
     }
 }

@@ -24,3 +24,4 @@ pub mod site;
 pub mod store;
 pub mod tap;
 pub mod trace;
+pub mod verifier;

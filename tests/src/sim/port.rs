@@ -209,12 +209,11 @@ impl Desk {
 
     /// Publishes how far the log is.
     pub fn publish(&mut self, progress: LogProgress) {
+        // As the product does: all of it is shown, not all of it wakes.
         self.progress.send_if_modified(|shown| {
-            let changed = shown.durable != progress.durable || shown.epoch != progress.epoch;
-            if changed {
-                *shown = progress;
-            }
-            changed
+            let wakes = shown.durable != progress.durable || shown.epoch != progress.epoch;
+            *shown = progress;
+            wakes
         });
     }
 }

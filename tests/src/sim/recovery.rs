@@ -7,6 +7,7 @@ use super::super::plan::URL;
 use super::super::port::{self, Source};
 use super::super::tap;
 use super::super::trace;
+use super::super::verifier::Verifier;
 use super::{Run, Running};
 use afterimage_format::ring_header::RING_LATCH_WORD;
 use afterimage_proxy::engine::recovery::RecoveryError;
@@ -42,8 +43,9 @@ impl Run {
                 self.edited = false;
                 let (desk, port) = port::connect(&life, &self.host.geometry.disks);
                 let status = StatusCell::new(URL);
+                let port = Arc::new(port);
                 let task = ShipTask {
-                    port: Arc::new(port),
+                    port: port.clone(),
                     sink: self.site.sink(URL),
                     source: Box::new(Source::new(life.began_at.is_multiple_of(2))),
                     config: ShipConfig {
@@ -63,6 +65,9 @@ impl Run {
                     life,
                     desk,
                     shipping: tokio::spawn(task.run()),
+                    verifier: self
+                        .verify_pause
+                        .map(|pause| Verifier::begin(port, status.clone(), pause)),
                     status,
                 });
                 Ok(true)

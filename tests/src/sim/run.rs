@@ -11,6 +11,7 @@ use super::site::{Site, Way};
 use super::store::Shelf;
 use super::tap::Record;
 use super::trace::{self, Told};
+use super::verifier::Verifier;
 use afterimage_format::op::Op;
 use afterimage_proxy::engine::EngineEvent;
 use afterimage_proxy::engine::request::{Reply, ReplyBody};
@@ -46,6 +47,8 @@ pub struct Totals {
     pub records: u64,
     /// Points opened and compared with the model, all disks together.
     pub points: u64,
+    /// Comparisons of the disks with the replica, every block the same.
+    pub verified: u64,
 }
 
 impl Totals {
@@ -58,6 +61,7 @@ impl Totals {
         self.answers += other.answers;
         self.records += other.records;
         self.points += other.points;
+        self.verified += other.verified;
     }
 }
 
@@ -116,6 +120,7 @@ struct Running {
     life: Life,
     desk: Desk,
     shipping: JoinHandle<()>,
+    verifier: Option<Verifier>,
     status: StatusCell,
 }
 
@@ -155,6 +160,9 @@ struct Run {
     faults_before: (u64, usize),
     /// A backing was edited, and no start has taken that in yet.
     edited: bool,
+    /// The disks are compared with the replica, with such pauses.
+    verify_pause: Option<Duration>,
+    verified: u64,
     checkpoints: u64,
     crashes: u64,
     recoveries: u64,
@@ -189,6 +197,10 @@ impl Run {
             site.start();
         }
         let log = host.superblock().log;
+        // Apart from all else, too.
+        let mut verify_rng = SimRng::new(seed ^ 0x7e51);
+        let verify_pause =
+            (verify_rng.below(3) == 0).then(|| Duration::from_millis(verify_rng.below(5)));
         Self {
             down_rng: SimRng::new(seed ^ 0xed17),
             fault_rng: SimRng::new(seed ^ 0xfa17),
@@ -206,6 +218,8 @@ impl Run {
             may_fail: false,
             faults_before: (0, 0),
             edited: false,
+            verify_pause,
+            verified: 0,
             checkpoints: 0,
             crashes: 0,
             recoveries: 0,
@@ -229,6 +243,7 @@ impl Run {
             answers: self.clients.answers,
             records: self.records,
             points: self.site.compared,
+            verified: self.verified,
         }
     }
 
@@ -430,6 +445,7 @@ impl Run {
                 running.desk.tell(event);
             }
         }
+        self.judge_comparison()?;
         self.check_bounds()
     }
 
@@ -443,6 +459,20 @@ impl Run {
             self.clients.may_tear =
                 here.any(|fault| fault.kind == FaultKind::Write && fault.file.starts_with("disk"));
         }
+    }
+
+    /// What comparing has come to.
+    fn judge_comparison(&mut self) -> Result<(), String> {
+        let running = self.running.as_mut();
+        let Some(verifier) = running.and_then(|running| running.verifier.as_mut()) else {
+            return Ok(());
+        };
+        let (compared, whole) = verifier.judge()?;
+        if whole {
+            self.verified += 1;
+            trace::note(&[14, compared.run.0], || format!("the same: {compared:?}"));
+        }
+        Ok(())
     }
 
     fn check_bounds(&self) -> Result<(), String> {
@@ -501,6 +531,7 @@ impl Run {
             Op::Write | Op::Zero | Op::Trim => self.clients.take_record(record, model)?,
             Op::Checkpoint => model.add_checkpoint(record.lsn),
             Op::Epoch | Op::PassBegin | Op::PassEnd => {}
+            Op::Verify if self.verify_pause.is_some() => {}
             other => return Err(format!("record {} is {other:?}, nobody asked", record.lsn)),
         }
         model.head = record.lsn;

@@ -126,6 +126,19 @@ impl LogSpace {
             .map_or(0, |extent| self.head - extent.place.distance)
     }
 
+    /// Blocks of the log from the first record above `lsn` on, the unused ends of laps among them.
+    /// Exact where `lsn` is the last of its extent; within the extent that holds it, it is taken to
+    /// lie where its share of the records ends. The error is less than that extent: 4 MiB at most.
+    pub(super) fn blocks_behind(&self, lsn: Lsn) -> u64 {
+        let below = self.extent_of(lsn.next()).and_then(|index| {
+            let extent = self.extents.get(index)?;
+            let below = lsn.next().0.checked_sub(extent.first_lsn.0)?;
+            let records = extent.last_lsn.0 - extent.first_lsn.0 + 1;
+            Some((u128::from(extent.blocks) * u128::from(below) / u128::from(records)) as u64)
+        });
+        self.blocks_above(lsn) - below.unwrap_or(0)
+    }
+
     /// How many extents at the tail hold nothing above `lsn`, and nothing at or beyond `distance`.
     pub(super) fn passable(&self, lsn: Lsn, distance: u64) -> usize {
         self.extents
@@ -159,6 +172,70 @@ impl LogSpace {
             .is_some_and(|extent| extent.place.distance < distance)
         {
             self.extents.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks and records of frames: large writes with few records to a frame, and small ones.
+    const FRAMES: [(u64, u64); 7] = [(9, 1), (1, 90), (3, 2), (17, 1), (1, 64), (2, 50), (12, 3)];
+
+    /// Books of frames with so many blocks and records each, and the distance at which the frame of
+    /// each record begins, from LSN 1 on.
+    fn filled(area_blocks: u64, frames: impl Iterator<Item = (u64, u64)>) -> (LogSpace, Vec<u64>) {
+        let mut space = LogSpace::new(area_blocks, 0, 0);
+        let mut begins = Vec::new();
+        for (number, (blocks, records)) in (0..).zip(frames) {
+            let before = begins.len() as u64;
+            let place = space.next_place(blocks);
+            space.push(PlacedFrame {
+                place,
+                blocks,
+                number,
+                first_lsn: Lsn(before + 1),
+                last_lsn: Lsn(before + records),
+                previous_crc: 0,
+            });
+            begins.extend(std::iter::repeat_n(place.distance, records as usize));
+        }
+        (space, begins)
+    }
+
+    #[test]
+    fn within_an_extent_the_records_share_its_blocks() {
+        let (space, begins) = filled(16 * 1024, [(2, 5); 100].into_iter());
+        let extent = space.extent(0).expect("an extent");
+        assert_eq!(extent.blocks, 16, "eight frames to an extent");
+        for frame in 0..100 {
+            let behind = space.blocks_behind(Lsn(frame * 5));
+            assert_eq!(behind, space.head() - begins[frame as usize * 5]);
+        }
+    }
+
+    #[test]
+    fn what_lies_behind_a_record_is_known_to_less_than_an_extent() {
+        // Extents of up to 16 blocks, of one frame each, and across the ends of laps.
+        for (area_blocks, rounds) in [(16 * 1024, 50), (1000, 20), (203, 4)] {
+            let frames = std::iter::repeat_n(FRAMES, rounds).flatten();
+            let (space, begins) = filled(area_blocks, frames);
+            let mut before = space.blocks_behind(Lsn::ZERO);
+            assert_eq!(before, space.used_blocks());
+            for (lsn, begin) in (0..).map(Lsn).zip(&begins) {
+                let behind = space.blocks_behind(lsn);
+                let exact = space.head() - begin;
+                let index = space.extent_of(lsn.next()).expect("it is in the log");
+                let extent = space.extent(index).expect("it is in the log");
+                if extent.first_lsn == lsn.next() {
+                    assert_eq!(behind, exact, "{lsn} of {area_blocks}");
+                }
+                assert!(behind.abs_diff(exact) < extent.blocks.max(2), "{lsn}");
+                assert!(behind <= before, "more lies behind a later record");
+                before = behind;
+            }
+            assert_eq!(space.blocks_behind(Lsn(begins.len() as u64)), 0);
         }
     }
 }

@@ -331,6 +331,19 @@ impl<S: Storage> Engine<S> {
         }
     }
 
+    /// Bytes of frames behind record `lsn`: what one lacks who has everything up to it, as far as the
+    /// log has that still. Those that have a place in the log count as its books have them, exact to
+    /// less than an extent of them (4 MiB at most); the open frame, which has no place yet, counts as
+    /// it is, though not in [`EngineStatus::log_bytes_used`].
+    #[must_use]
+    pub fn log_bytes_behind(&self, lsn: Lsn) -> u64 {
+        let open = self.ring.frames.back().filter(|frame| {
+            frame.state == ring::FrameState::Open && frame.entries > 0 && frame.last_lsn() > lsn
+        });
+        let open = open.map_or(0, |frame| u64::from(frame.blocks()));
+        (self.space.blocks_behind(lsn) + open) * afterimage_format::ids::BLOCK_SIZE as u64
+    }
+
     /// Changes with whatever one part of a tick may have done for another.
     fn progress_mark(&self) -> (u32, Lsn, Lsn, [bool; 4]) {
         (

@@ -53,12 +53,24 @@ pub enum GroupEvent {
 pub struct GroupSnapshot {
     /// Counters and levels of the engine.
     pub engine: EngineStatus,
+    /// What each sink of the log's superblock lacks.
+    pub sinks: Vec<SinkBacklog>,
     /// Connections of each disk.
     pub connections: Vec<(DiskIndex, String)>,
     /// Bytes of large payloads under way.
     pub payload_bytes: usize,
     /// Durations of requests, in the order of [`DURATION_OPS`].
     pub durations: [DurationHistogram; DURATION_OPS.len()],
+}
+
+/// What a sink lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SinkBacklog {
+    /// Which sink.
+    pub sink: SinkId,
+    /// Bytes of the log behind what it has acknowledged
+    /// ([`Engine::log_bytes_behind`](crate::engine::Engine::log_bytes_behind)).
+    pub log_bytes: u64,
 }
 
 /// Stores a durable marker beside every backing that forbids replay of the group's log. Runs on a

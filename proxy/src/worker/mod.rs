@@ -22,7 +22,7 @@ mod tls;
 
 pub use durations::{DURATION_BOUNDS_NS, DURATION_OPS, DurationHistogram};
 pub use handle::{GroupHandle, RecoveredGroup};
-pub use message::{Attachment, DetachMarker, GroupEvent, GroupSnapshot};
+pub use message::{Attachment, DetachMarker, GroupEvent, GroupSnapshot, SinkBacklog};
 
 use crate::engine::LogStart;
 use crate::engine::request::LogProgress;

@@ -3,8 +3,12 @@
 use super::test_rig::{Client, DISCONNECT, DISK, FLUSH, READ, Rig, WRITE, request};
 use crate::backing::{Backing, BackingOptions};
 use crate::io::file::{OpenError, OpenOptions, StorageFile};
+use crate::ship::port::GroupPort as _;
 use crate::tls;
 use crate::tls::test_certificates::Authority;
+use afterimage_format::chain::RecordChain;
+use afterimage_format::segment::SinkId;
+use afterimage_format::wire::Cursor;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -79,6 +83,34 @@ fn the_beginning_of_the_log_is_shown_though_nothing_new_becomes_durable() {
         std::thread::sleep(Duration::from_millis(100));
     }
     panic!("the log is empty, what is shown is {:?}", progress.borrow());
+}
+
+#[test]
+fn a_snapshot_says_what_each_sink_lacks() {
+    let rig = Rig::new();
+    let (near, far) = (SinkId([1; 16]), SinkId([2; 16]));
+    let (group, runtime) = (&rig.group, &rig.runtime);
+    let stored = runtime.block_on(group.set_sinks(vec![near, far]));
+    stored.expect("stored");
+    let mut client = rig.connect();
+    client.write(1, 0, &pattern(1, 256 << 10));
+    assert_eq!(client.reply(), 1);
+    client.send(&request(FLUSH, 2, 0, 0));
+    assert_eq!(client.reply(), 2);
+    let acked = Cursor {
+        lsn: group.progress().borrow().durable,
+        chain: RecordChain::BASE,
+    };
+    let reported = runtime.block_on(group.report_acked(near, acked, false));
+    reported.expect("reported");
+    let sinks = runtime.block_on(group.snapshot()).expect("running").sinks;
+    let lacking = |sink| {
+        let found = sinks.iter().find(|backlog| backlog.sink == sink);
+        found.expect("a sink of the group").log_bytes
+    };
+    assert_eq!(sinks.len(), 2);
+    assert_eq!(lacking(near), 0);
+    assert!(lacking(far) >= 256 << 10, "{}", lacking(far));
 }
 
 fn write_and_read_back<S: Read + Write>(client: &mut Client<S>) {

@@ -9,7 +9,9 @@
 use super::connection::Connection;
 use super::group::{Group, Quiescing};
 use super::mailbox::{Mailbox, Postbox};
-use super::message::{Attachment, Command, GroupKey, GroupSnapshot, Message, NewGroup};
+use super::message::{
+    Attachment, Command, GroupKey, GroupSnapshot, Message, NewGroup, SinkBacklog,
+};
 use crate::engine::Engine;
 use crate::engine::request::{Now, Reply, RequestError};
 use crate::io::Token;
@@ -339,8 +341,17 @@ impl Worker {
             }
             Command::Snapshot { reply } => {
                 let connections = &self.connections;
+                let engine = &group.engine;
                 let _ = reply.send(GroupSnapshot {
-                    engine: group.engine.status(),
+                    engine: engine.status(),
+                    sinks: engine
+                        .sinks()
+                        .iter()
+                        .map(|sink| SinkBacklog {
+                            sink: sink.id,
+                            log_bytes: engine.log_bytes_behind(sink.acked),
+                        })
+                        .collect(),
                     connections: group
                         .connections
                         .iter()

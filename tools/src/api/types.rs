@@ -122,7 +122,7 @@ pub struct TargetStatus {
     pub error: Option<String>,
     /// Last LSN that the target made durable.
     pub acked_lsn: u64,
-    /// Bytes of records that it lacks.
+    /// Bytes of the log behind what it has acknowledged: exact to less than 4 MiB.
     pub backlog_bytes: u64,
     /// Newest moment that can be restored there; now, when it lacks nothing.
     pub recoverable_wall_ns: Option<u64>,

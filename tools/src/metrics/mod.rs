@@ -316,7 +316,7 @@ fn target_metrics(f: &mut Families, group: &GroupStatus, target: &TargetStatus) 
     }
     f.gauge(
         "replication_backlog_bytes",
-        "Bytes of records that the target lacks.",
+        "Bytes of the log behind what the target has acknowledged, to less than 4 MiB.",
         &labels,
         target.backlog_bytes as f64,
     );

@@ -48,11 +48,15 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
     let mut targets = Vec::new();
     for target in &group.targets {
         let gap = has_gap(group, target).await;
-        targets.push(target_status(target, &engine, gap));
+        let known = snapshot.sinks.iter().find(|sink| sink.sink == target.sink);
+        // One that the superblock does not know has nothing.
+        let backlog = known.map_or(engine.log_bytes_used, |sink| sink.log_bytes);
+        targets.push(target_status(target, &engine, gap, backlog));
     }
     let gap_seconds = gap_seconds(group).await;
     let notes = group.notes();
     let (state, reason) = state(&notes, &engine, &targets);
+    // What is not in the log yet, in the open frame, is no part of it.
     let unshipped = targets.iter().map(|t| t.backlog_bytes).max().unwrap_or(0);
     let away = targets.iter().any(|t| t.state != "shipping");
     let left = engine
@@ -245,7 +249,12 @@ fn state(
     ("running", None)
 }
 
-fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> TargetStatus {
+fn target_status(
+    target: &TargetTask,
+    engine: &EngineStatus,
+    gap: bool,
+    backlog_bytes: u64,
+) -> TargetStatus {
     let ship: SinkStatus = target.status.get();
     let appended = engine.progress.appended.0;
     let acked = ship.acked.0;
@@ -267,7 +276,7 @@ fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> Targe
             _ => ship.last_error.clone(),
         },
         acked_lsn: acked,
-        backlog_bytes: backlog(engine, acked),
+        backlog_bytes,
         recoverable_wall_ns: if up_to_date && !gap {
             Some(wall_ns())
         } else {
@@ -285,18 +294,6 @@ fn target_status(target: &TargetTask, engine: &EngineStatus, gap: bool) -> Targe
             done_bytes: pass.blocks_done * BLOCK,
             total_bytes: (pass.blocks_done + pass.blocks_left) * BLOCK,
         }),
-    }
-}
-
-/// Bytes of the log behind what the target has: its share of the records times the log's use. An
-/// estimate, exact at both ends.
-fn backlog(engine: &EngineStatus, acked: u64) -> u64 {
-    let oldest = engine.progress.oldest.0.saturating_sub(1);
-    let held = engine.progress.appended.0.saturating_sub(oldest);
-    let lacking = engine.progress.appended.0.saturating_sub(acked.max(oldest));
-    match held {
-        0 => 0,
-        held => (u128::from(engine.log_bytes_used) * u128::from(lacking) / u128::from(held)) as u64,
     }
 }
 

@@ -1,18 +1,18 @@
 //! Writing an image's disks into files.
 //!
 //! What always holds: a file appears under its name only when it is whole and durable, and all
-//! disks of the group are written before the first gets its name; nothing that exists is ever
-//! overwritten; every byte comes out of a chunk whose checksum was checked. What was begun and
-//! not finished is removed, also when the restore is dropped half-way.
+//! disks of the group are written before the first gets its name, as a rule all at once
+//! (`staging`); nothing that exists is ever overwritten; every byte comes out of a chunk whose
+//! checksum was checked. What was begun and not finished is removed, also when the restore is
+//! dropped half-way; what a killed one left, by the next into the same folder.
 
 mod output;
+mod staging;
 
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
@@ -20,7 +20,8 @@ use futures::{StreamExt, stream};
 
 use crate::image::{Image, ImageError};
 use crate::index::Source;
-use output::{Output, Unfinished};
+use output::Output;
+use staging::Staging;
 
 /// Bytes read at a time.
 const READ_BYTES: usize = 1024 * 1024;
@@ -78,6 +79,12 @@ pub enum RestoreError {
     /// Would overwrite something.
     #[error("{} exists already: restore into another folder, or move it away", .0.display())]
     Exists(PathBuf),
+    /// A restore was killed while its disks got their names.
+    #[error(
+        "an earlier restore was ended before all of its disks had their names: {} without the others. Remove what is there, then restore again",
+        listed(.0)
+    )]
+    HalfNamed(Vec<PathBuf>),
     /// The folder or a file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
@@ -91,6 +98,12 @@ pub enum RestoreError {
     Image(#[from] ImageError),
 }
 
+fn listed(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+    let verb = if paths.len() == 1 { "is" } else { "are" };
+    format!("{} {verb} there", paths.join(", "))
+}
+
 impl RestoreError {
     pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
@@ -100,7 +113,8 @@ impl RestoreError {
 
 /// Writes every disk of an image into `folder`, which is created if it does not exist. Files are
 /// readable by their owner alone, and so is a folder that is created. They get their names once all
-/// of them are whole and durable. Needs a tokio runtime: files are written on threads of their own.
+/// of them are whole and durable: all at once, even if the process is killed, where the folder does
+/// not exist, or is empty and can be replaced by one that is like it. Needs a tokio runtime: files are written on threads of their own.
 ///
 /// # Errors
 /// What could not be read or written. Files that were begun are removed, also when this is dropped
@@ -111,60 +125,42 @@ pub async fn restore(
     format: RestoreFormat,
     mut progress: impl FnMut(RestoreProgress),
 ) -> Result<Vec<RestoredDisk>, RestoreError> {
-    // Whoever may read a disk may read everything on it.
-    let mut builder = fs::DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(folder);
-    made.map_err(RestoreError::write(folder))?;
-    let paths: Vec<PathBuf> = image
-        .disks()
-        .iter()
-        .map(|disk| folder.join(format!("{}.{}", disk.name, format.extension())))
+    let extension = format.extension();
+    let disks = image.disks().iter();
+    let names: Vec<String> = disks
+        .map(|disk| format!("{}.{extension}", disk.name))
         .collect();
-    for path in &paths {
-        if path.symlink_metadata().is_ok() {
-            return Err(RestoreError::Exists(path.clone()));
-        }
-    }
+    let staging = Staging::create(folder, &names)?;
     let mut state = RestoreProgress {
         bytes_total: image.disks().iter().map(|disk| disk.size_bytes).sum(),
         ..RestoreProgress::default()
     };
     progress(state);
-    let mut files: Vec<Unfinished> = Vec::new();
     let mut restored = Vec::new();
-    for (place, (disk, path)) in image.disks().iter().zip(&paths).enumerate() {
+    for (place, (disk, name)) in image.disks().iter().zip(&names).enumerate() {
         let before = state.bytes_written;
-        let output = Output::create(path, disk.size_bytes, format).await?;
-        files.push(
-            copy(
-                image,
-                DiskIndex(place as u16),
-                output,
-                &mut state,
-                &mut progress,
-            )
-            .await?,
-        );
+        let output = Output::create(&staging.path(name), disk.size_bytes, format).await?;
+        let place = DiskIndex(place as u16);
+        copy(image, place, output, &mut state, &mut progress).await?;
         restored.push(RestoredDisk {
             name: disk.name.clone(),
-            path: path.clone(),
+            path: folder.join(name),
             size_bytes: disk.size_bytes,
             data_bytes: state.bytes_written - before,
         });
     }
-    output::publish_all(&files)?;
-    output::sync_folder(folder)?;
+    staging.publish(&names)?;
     Ok(restored)
 }
 
-/// Copies one disk; returns its file, whole and durable, under its temporary name.
+/// Copies one disk into its file, which is whole and durable then.
 async fn copy(
     image: &Image,
     disk: DiskIndex,
     mut output: Output,
     state: &mut RestoreProgress,
     progress: &mut impl FnMut(RestoreProgress),
-) -> Result<Unfinished, RestoreError> {
+) -> Result<(), RestoreError> {
     let size = image.size(disk)?;
     let base = state.bytes_done;
     let mut start = 0;

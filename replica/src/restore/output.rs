@@ -1,6 +1,6 @@
 //! A file that is being restored, written by a thread of its own.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,6 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Storage,
     StorageOpenOptions,
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::{RestoreError, RestoreFormat};
@@ -24,68 +22,10 @@ const QUEUE_MAX: usize = 8;
 
 type Part = (u64, Vec<u8>);
 
-/// A file under its temporary name; removed when dropped, unless it was published.
-#[derive(Debug)]
-pub(super) struct Unfinished {
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
-impl Unfinished {
-    /// Gives the file its name, unless something else has it.
-    fn publish(&self) -> Result<(), RestoreError> {
-        // Where a file system cannot rename without replacing, it may be able to link.
-        let given = match rename_noreplace(&self.temporary, &self.path) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                fs::hard_link(&self.temporary, &self.path)
-            }
-            given => given.map_err(io::Error::from),
-        };
-        match given {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(RestoreError::Exists(self.path.clone()))
-            }
-            Err(source) => Err(RestoreError::write(&self.path)(source)),
-        }
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        // Nothing can be done about a leftover that cannot be removed; its name says what it is.
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-fn rename_noreplace(from: &Path, to: &Path) -> rustix::io::Result<()> {
-    renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
-}
-
-/// Gives all files their names, or none.
-pub(super) fn publish_all(files: &[Unfinished]) -> Result<(), RestoreError> {
-    for (done, file) in files.iter().enumerate() {
-        if let Err(error) = file.publish() {
-            for published in &files[..done] {
-                // A moment ago this was ours; if it cannot be removed, the error says what failed.
-                let _ = fs::remove_file(&published.path);
-            }
-            return Err(error);
-        }
-    }
-    Ok(())
-}
-
-/// Makes the names in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), RestoreError> {
-    let sync = File::open(folder).and_then(|folder| folder.sync_all());
-    sync.map_err(RestoreError::write(folder))
-}
-
 /// A file that takes data.
 #[derive(Debug)]
 pub(super) struct Output {
-    file: Unfinished,
+    path: PathBuf,
     parts: mpsc::Sender<Part>,
     thread: JoinHandle<io::Result<()>>,
 }
@@ -96,30 +36,24 @@ impl Output {
         size: u64,
         format: RestoreFormat,
     ) -> Result<Self, RestoreError> {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}.partial", uuid::Uuid::new_v4()));
-        let temporary = path.with_file_name(name);
-        let raw = File::options()
+        let file = File::options()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&temporary);
-        let raw = raw.map_err(RestoreError::write(&temporary))?;
-        let file = Unfinished {
-            temporary: temporary.clone(),
-            path: path.to_owned(),
-        };
+            .open(path);
+        let file = file.map_err(RestoreError::write(path))?;
+        let path = path.to_owned();
+        let written = path.clone();
         let (parts, queue) = mpsc::channel(QUEUE_MAX);
         let thread = thread::Builder::new()
             .name("restore".into())
             .spawn(move || match format {
-                RestoreFormat::Raw => write_raw(&raw, size, queue),
-                RestoreFormat::Qcow2 => write_qcow2(&raw, &temporary, size, queue),
+                RestoreFormat::Raw => write_raw(&file, size, queue),
+                RestoreFormat::Qcow2 => write_qcow2(&file, &written, size, queue),
             });
-        let thread = thread.map_err(RestoreError::write(path))?;
+        let thread = thread.map_err(RestoreError::write(&path))?;
         Ok(Self {
-            file,
+            path,
             parts,
             thread,
         })
@@ -131,15 +65,15 @@ impl Output {
             return Ok(());
         }
         // The thread ends early only with an error, which `finish` brings.
-        Err(RestoreError::write(&self.file.path)(io::Error::other(
+        Err(RestoreError::write(&self.path)(io::Error::other(
             "the writing thread has ended",
         )))
     }
 
     /// Waits until everything is written and durable.
-    pub(super) async fn finish(self) -> Result<Unfinished, RestoreError> {
+    pub(super) async fn finish(self) -> Result<(), RestoreError> {
         let Self {
-            file,
+            path,
             parts,
             thread,
         } = self;
@@ -149,8 +83,7 @@ impl Output {
             Ok(Ok(outcome)) => outcome,
             _ => Err(io::Error::other("the writing thread failed")),
         };
-        outcome.map_err(RestoreError::write(&file.path))?;
-        Ok(file)
+        outcome.map_err(RestoreError::write(&path))
     }
 }
 

@@ -49,7 +49,7 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
         }
         Command::Checkpoint { group, label, app } => {
             let label = label.as_ref().map(|label| label.as_str());
-            wait_for(commands::simple::checkpoint(
+            wait_for(commands::checkpoint::run(
                 &client()?,
                 group.as_str(),
                 label,
@@ -65,7 +65,7 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
             commands::guest::watchdog(&state, stay)
         }
         Command::Detach { group } => {
-            wait_for(commands::simple::detach(&client()?, group.as_str(), output))
+            wait_for(commands::detach::run(&client()?, group.as_str(), output))
         }
         Command::AttachHelp { disk } => commands::attach_help::run(&load()?, &disk, output),
         Command::Points { group, repository } => wait_for(async {

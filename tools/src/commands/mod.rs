@@ -3,7 +3,9 @@
 
 pub mod attach_help;
 pub mod cert;
+pub mod checkpoint;
 pub mod config_check;
+pub mod detach;
 pub mod export;
 pub mod guest;
 pub mod history;
@@ -13,7 +15,6 @@ pub mod points;
 pub mod recover;
 pub mod restore;
 pub mod segment_inspect;
-pub mod simple;
 pub mod status;
 pub mod verify;
 pub mod verify_disks;

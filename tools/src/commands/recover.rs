@@ -2,6 +2,7 @@
 //! daemon or network.
 
 use afterimage_proxy::engine::recovery::Accepted;
+use afterimage_proxy::engine::recovery::replay::ReplayProgress;
 use anyhow::Context as _;
 use serde::Serialize;
 use std::path::{Path, absolute};
@@ -50,7 +51,14 @@ pub fn to_plain(
     output: Output,
 ) -> anyhow::Result<()> {
     let group = configured(config, group)?;
-    let (report, paths) = make_plain(config, group, accepted(accept))?;
+    let bar = output.bytes_bar("recovering", 0);
+    let mut progress = |at: ReplayProgress| {
+        bar.set_length(at.bytes_total);
+        bar.set_position(at.bytes_done);
+    };
+    let made = make_plain(config, group, accepted(accept), &mut progress);
+    bar.finish_and_clear();
+    let (report, paths) = made?;
     let recovered = Recovered {
         group: group.name.clone(),
         disks: paths

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use std::time::Duration;
 
-use super::simple::no_point_text;
+use super::checkpoint::no_point_text;
 use crate::api::client::Client;
 use crate::api::types::{CheckpointDone, ClientStatus, GroupStatus, StatusReport, TargetStatus};
 use crate::cli::output::{Output, age, bytes, duration, table, table_text};

@@ -136,7 +136,7 @@ async fn run(
     } else {
         let config = Arc::clone(config);
         let plain = tokio::task::spawn_blocking(move || {
-            group::make_plain(&config, &group, Accepted::default())
+            group::make_plain(&config, &group, Accepted::default(), &mut |_| {})
         });
         match plain.await {
             Ok(plain) => plain.map_err(|error| error.to_string()),

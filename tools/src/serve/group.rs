@@ -14,6 +14,7 @@ use afterimage_proxy::checkpoint::schedule::Schedule;
 use afterimage_proxy::engine::event::{EngineError, EventRecord};
 use afterimage_proxy::engine::recovery::claims::{Leaving, Left, leave};
 use afterimage_proxy::engine::recovery::plain::recover_to_plain;
+use afterimage_proxy::engine::recovery::replay::ReplayProgress;
 use afterimage_proxy::engine::recovery::rewrite::Rewritten;
 use afterimage_proxy::engine::recovery::{
     Accepted, LastWrite, RecoveryError, RecoveryInput, RecoveryReport, recover,
@@ -601,7 +602,8 @@ impl Running {
     }
 }
 
-/// Brings the disks of a group that does not run up to its log and lets go of them.
+/// Brings the disks of a group that does not run up to its log and lets go of them. `progress` is told
+/// how far that is.
 ///
 /// # Errors
 /// What recovery says; can be repeated.
@@ -609,16 +611,17 @@ pub fn make_plain(
     config: &Config,
     group: &GroupConfig,
     accepted: Accepted,
+    progress: &mut dyn FnMut(ReplayProgress),
 ) -> Result<(RecoveryReport, Vec<PathBuf>), GroupError> {
     let mut open = open::open(config, group, accepted, Purpose::Leave)?;
     let paths = backing_paths(&open.disks);
     let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
     let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
-    let mut report = recover_to_plain(&mut storage, &open.input, &last_write);
+    let mut report = recover_to_plain(&mut storage, &open.input, &last_write, progress);
     if let Err(RecoveryError::LogFailed { .. }) = report {
         replace_failed_log(&mut storage, &mut open.input, group, None)?;
-        report = recover_to_plain(&mut storage, &open.input, &last_write);
+        report = recover_to_plain(&mut storage, &open.input, &last_write, progress);
     }
     let ring = storage.into_parts().and_then(|parts| parts.ring);
     // The ring is of no more use to anybody, or was made just now.

@@ -44,7 +44,7 @@ use afterimage_format::segment::SinkId;
 use afterimage_format::superblock::Superblock;
 use claims::{ClaimRefusal, Purpose};
 use refill::Refill;
-use replay::Replayed;
+use replay::{ReplayProgress, Replayed};
 use ring::{RingAbsence, RingDamage, RingFinding};
 use std::path::PathBuf;
 
@@ -315,7 +315,7 @@ pub fn recover<S: Storage>(
         head,
         frames,
         report,
-    } = settle(blocking, input, Purpose::Serve)?;
+    } = settle(blocking, input, Purpose::Serve, &mut |_| {})?;
     superblock.ring_blocks = ring_blocks;
     superblock.clean = true;
     superblock::store(blocking, FileId::LOG, &mut superblock)?;
@@ -342,6 +342,7 @@ fn settle<S: Storage>(
     blocking: &mut Blocking<'_, S>,
     input: &RecoveryInput,
     purpose: Purpose,
+    progress: &mut dyn FnMut(ReplayProgress),
 ) -> Result<Settled, RecoveryError> {
     let log = UnverifiedLog::open(blocking, FileId::LOG, input.group)?;
     reconcile::check_sizes(log.superblock(), input)?;
@@ -393,6 +394,7 @@ fn settle<S: Storage>(
         directory: scan.directory,
         frames: scan.frames,
         replayed: Replayed::default(),
+        progress,
     };
     refill.write(blocking, &frames, ring_durable)?;
     if verdict.resend {

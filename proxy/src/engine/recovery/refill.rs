@@ -5,7 +5,7 @@
 //! recovery writes the same bytes to the same places. Durable when [`Refill::write`] has returned.
 
 use super::RecoveryError;
-use super::replay::{Replayed, replay};
+use super::replay::{ReplayProgress, Replayed, replay};
 use super::ring::RingFrame;
 use crate::engine::blocking::Blocking;
 use crate::engine::log::directory::Directory;
@@ -27,6 +27,8 @@ pub(super) struct Refill<'s> {
     pub(super) directory: Directory,
     pub(super) frames: Vec<FrameInLog>,
     pub(super) replayed: Replayed,
+    /// Told how far a replay is.
+    pub(super) progress: &'s mut dyn FnMut(ReplayProgress),
 }
 
 impl Refill<'_> {
@@ -136,7 +138,22 @@ impl Refill<'_> {
                 .locate(from)
                 .unwrap_or_else(|| LogHead::at_tail(&self.superblock.tail));
             let disks = &self.superblock.disks;
-            let part = replay(blocking, self.rules, FileId::LOG, start, from, until, disks)?;
+            let area = self.rules.area_blocks;
+            let bytes_to = |head: LogHead| {
+                let blocks = head.blocks_since(&start.as_tail(), area);
+                blocks * BLOCK_SIZE as u64
+            };
+            let bytes_total = bytes_to(self.head);
+            let mut reached = |head| {
+                (self.progress)(ReplayProgress {
+                    bytes_done: bytes_to(head),
+                    bytes_total,
+                });
+            };
+            reached(start);
+            let (rules, records) = (self.rules, from..=until);
+            let log = FileId::LOG;
+            let part = replay(blocking, rules, log, start, records, disks, &mut reached)?;
             self.replayed.records += part.records;
             self.replayed.blocks += part.blocks;
             self.replayed.zeroings += part.zeroings;

@@ -17,6 +17,7 @@ use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::superblock::DiskState;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// Most payload bytes in memory at once, one frame more or less.
 const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -34,6 +35,15 @@ pub struct Replayed {
     pub blocks: u64,
     /// Ranges zeroed.
     pub zeroings: u64,
+}
+
+/// How far a replay is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplayProgress {
+    /// Bytes of the log whose content the backings have, synced or not.
+    pub bytes_done: u64,
+    /// Bytes of the log to be replayed.
+    pub bytes_total: u64,
 }
 
 /// A range to be zeroed.
@@ -54,8 +64,8 @@ struct Batch {
     bytes: Vec<u8>,
 }
 
-/// Replays the records from `from` to `until`, both included, reading the log from `start` on,
-/// which is at or before the frame of `from`. The log is durable to `until`.
+/// Replays `records`, reading the log from `start` on, which is at or before the frame of the first.
+/// The log is durable to the last. `reached` is told up to where the log was written to the backings.
 ///
 /// # Errors
 /// The log cannot be read or changed meanwhile; a record is about what the disk does not have; a
@@ -65,10 +75,11 @@ pub fn replay<S: Storage>(
     rules: ChainRules,
     log: FileId,
     start: LogHead,
-    from: Lsn,
-    until: Lsn,
+    records: RangeInclusive<Lsn>,
     disks: &[DiskState],
+    reached: &mut dyn FnMut(LogHead),
 ) -> Result<Replayed, RecoveryError> {
+    let (from, until) = records.into_inner();
     let mut reader = LogReader::new(rules, start, READAHEAD_SCAN);
     let mut batch = Batch::default();
     let mut replayed = Replayed::default();
@@ -91,9 +102,11 @@ pub fn replay<S: Storage>(
         }
         if batch.is_full() {
             batch.flush(blocking, disks, &mut replayed)?;
+            reached(reader.head());
         }
     }
     batch.flush(blocking, disks, &mut replayed)?;
+    reached(reader.head());
     Ok(replayed)
 }
 

@@ -83,7 +83,8 @@ pub fn rewrite_failed_log<S: Storage>(
     let start = scan.directory.locate(from).unwrap_or(scan.head);
     let disks = &old.superblock().disks;
     verdict.mark_attached(blocking, old.superblock())?;
-    replay(blocking, rules, file, start, from, durable, disks)?;
+    let records = from..=durable;
+    replay(blocking, rules, file, start, records, disks, &mut |_| {})?;
     refill::sync_backings(blocking, old.superblock())?;
 
     let next = UnverifiedLog::open(blocking, FileId::NEXT_LOG, input.group)?;

@@ -2,8 +2,9 @@
 
 use super::rig::Rig;
 use crate::engine::recovery::claims::Leaving;
+use crate::engine::recovery::replay::ReplayProgress;
 use afterimage_format::claim::ClaimState;
-use afterimage_format::ids::Lsn;
+use afterimage_format::ids::{BLOCK_SIZE, Lsn};
 
 /// A group that worked a while and was killed in the middle.
 fn killed(seed: u64, log_blocks: u64, ring_blocks: u64) -> Rig {
@@ -271,6 +272,29 @@ fn to_plain_after_a_power_cut_needs_no_ring() {
         rig.recover_plain(None).unwrap();
         rig.check(rig.flushed, &format!("seed {seed}"));
     }
+}
+
+#[test]
+fn to_plain_tells_how_much_of_the_log_is_in_the_disks() {
+    let mut replayed = 0;
+    for seed in 1..20 {
+        let mut rig = killed(seed, 256, 24);
+        let report = rig.recover_plain(None).unwrap();
+        if report.replayed.records == 0 {
+            assert_eq!(rig.told, [], "seed {seed}");
+            continue;
+        }
+        replayed += 1;
+        let (first, last) = (rig.told[0], rig.told[rig.told.len() - 1]);
+        assert_eq!(first.bytes_done, 0, "seed {seed}");
+        assert_eq!(last.bytes_done, last.bytes_total, "seed {seed}");
+        // At least the blocks that were written, at most what the log has.
+        let blocks = report.replayed.blocks * BLOCK_SIZE as u64;
+        assert!(blocks < last.bytes_total && last.bytes_total <= rig.log_bytes);
+        let rises = |pair: &[ReplayProgress]| pair[0].bytes_done <= pair[1].bytes_done;
+        assert!(rig.told.windows(2).all(rises), "seed {seed}");
+    }
+    assert!(replayed > 5, "{replayed} replays");
 }
 
 #[test]

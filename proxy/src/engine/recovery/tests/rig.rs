@@ -5,6 +5,7 @@ use crate::engine::blocking::FileNames;
 use crate::engine::log::create::{NewLog, initial_superblock, superblock_bytes};
 use crate::engine::recovery::claims::{Leaving, Left, leave};
 use crate::engine::recovery::plain::recover_to_plain;
+use crate::engine::recovery::replay::ReplayProgress;
 use crate::engine::recovery::rewrite::{Rewritten, rewrite_failed_log};
 use crate::engine::recovery::{
     Accepted, ConfiguredDisk, LastWrite, RecoveryError, RecoveryInput, RecoveryReport, recover,
@@ -44,6 +45,8 @@ pub(super) struct Rig {
     /// Snapshots that are sure to survive a kill, and a power cut.
     pub(super) answered: usize,
     pub(super) flushed: usize,
+    /// What the last recovery to plain disks told of its replay.
+    pub(super) told: Vec<ReplayProgress>,
     now_ns: u64,
     requests: u64,
 }
@@ -96,6 +99,7 @@ impl Rig {
             world,
             accepted: Accepted::default(),
             last_write: LastWrite::at(77),
+            told: Vec::new(),
             blocks_max: 3,
             log_bytes,
             ring_bytes: (ring_blocks as usize + 1) * BLOCK_SIZE,
@@ -189,7 +193,10 @@ impl Rig {
             self.world.kill_after(steps);
         }
         let last_write = self.last_write;
-        recover_to_plain(&mut storage, &self.input(), &|_| last_write)
+        self.told.clear();
+        let input = self.input();
+        let mut progress = |at| self.told.push(at);
+        recover_to_plain(&mut storage, &input, &|_| last_write, &mut progress)
     }
 
     pub(super) fn rewrite(

@@ -1,14 +1,14 @@
-//! Commands that ask the daemon one thing and print its answer: `checkpoint`, `detach`.
+//! `afterimage checkpoint`: asks the daemon for a checkpoint and prints what came of it.
 
 use crate::api::client::Client;
 use crate::api::types::{NoPoint, StepInfo};
 use crate::cli::output::{Output, local_time};
 
-/// `afterimage checkpoint`.
+/// Runs the command.
 ///
 /// # Errors
 /// When the daemon does not answer or refuses.
-pub async fn checkpoint(
+pub async fn run(
     client: &Client,
     group: &str,
     label: Option<&str>,
@@ -62,20 +62,4 @@ pub fn no_point_text(no_point: &NoPoint) -> String {
         false => "may be no recovery point",
     };
     format!("it {verdict} at {}: {}", no_point.target, no_point.reason)
-}
-
-/// `afterimage detach`.
-///
-/// # Errors
-/// When the daemon does not answer or refuses.
-pub async fn detach(client: &Client, group: &str, output: Output) -> anyhow::Result<()> {
-    let done = client.detach(group).await?;
-    output.result(&done, |done| {
-        format!(
-            "{} is detached; these are plain, complete and current:\n{}",
-            done.group,
-            done.disks.join("\n")
-        )
-    })?;
-    Ok(())
 }

@@ -103,13 +103,25 @@ impl Group {
         self.history.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the intake goes.
+    /// How the intake goes. What became of passes stands in the history, so that a restart does not
+    /// forget it.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.status
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let met = self.status.read().unwrap_or_else(PoisonError::into_inner);
+        let mut status = met.clone();
+        drop(met);
+        let history = self.history();
+        status.passes_dropped = history.dropped_passes().count() as u64;
+        if let Some((epoch, warning)) = history.pass_due() {
+            let due = format!(
+                "epoch {epoch}: {warning}; if that is dropped too, memory or a disk of one side is failing"
+            );
+            status.alarm = Some(match status.alarm {
+                Some(met) => format!("{met}; {due}"),
+                None => due,
+            });
+        }
+        status
     }
 
     /// How far it is compared with its primary's disks.
@@ -203,7 +215,7 @@ impl Group {
                 Err(source) => return Err(GroupError::Refused { key: key(), source }),
             }
             for warning in epoch.apply(&index, &events) {
-                tracing::warn!(group = %self.id, %warning, "stored pass is not usable");
+                tracing::warn!(group = %self.id, epoch = %number, %warning, "a stored pass is of no use");
             }
         }
         Ok(())

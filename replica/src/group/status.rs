@@ -20,7 +20,7 @@ pub enum Intake {
     },
 }
 
-/// What is known of a group's intake in this process.
+/// What is known of a group's intake in this process, and what its history says of trouble.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
     /// How it goes.
@@ -39,10 +39,11 @@ pub struct Status {
     pub diverged: u64,
     /// Hellos and segments refused because of an older epoch.
     pub fenced: u64,
-    /// Passes dropped because their end did not match.
+    /// Passes in the history that are of no use because their end did not match, whoever stored them.
     pub passes_dropped: u64,
     /// Blocks that comparisons by this process found to differ from the primary's disks.
     pub mismatched_blocks: u64,
-    /// Last alarm: something an administrator has to look at.
+    /// Something an administrator has to look at: the last that this process met, and a dropped pass
+    /// until another is complete.
     pub alarm: Option<String>,
 }

@@ -45,7 +45,9 @@ enum State {
     Active(Progress),
     /// The pass was complete at this record.
     Complete(Lsn),
-    /// The pass ended without what it promised, or another took its place.
+    /// The pass ended without what it promised.
+    Dropped(Warning),
+    /// Another pass took its place before its end.
     Abandoned,
 }
 
@@ -134,6 +136,15 @@ impl Base {
         }
     }
 
+    /// Why the pass gives no base, if its end did not match.
+    #[must_use]
+    pub const fn dropped(&self) -> Option<&Warning> {
+        match &self.state {
+            State::Dropped(warning) => Some(warning),
+            _ => None,
+        }
+    }
+
     /// Another base takes over; `last` is the last record that came before it.
     pub(super) fn close(&mut self, last: Lsn) {
         self.last = Some(last);
@@ -196,7 +207,7 @@ impl Base {
             came: progress.blocks,
             promised: body.blocks,
         };
-        self.state = State::Abandoned;
+        self.state = State::Dropped(warning.clone());
         Some(warning)
     }
 }

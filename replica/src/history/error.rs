@@ -115,7 +115,8 @@ impl Refusal {
 pub enum Warning {
     /// A pass ended with other numbers than it sent; it gives no base.
     #[error(
-        "the pass that began at record {pass} promised {promised} blocks and {came} came: it is dropped, the primary has to send a new one"
+        "the pass that began at record {pass} does not add up ({promised} blocks were promised, {came} came{}): no point in it exists, earlier ones stay; the primary makes a new one when it is connected",
+        if came == promised { ", but other ones" } else { "" }
     )]
     PassMismatch {
         /// The pass.

@@ -109,6 +109,32 @@ impl History {
             .map(|(_, base, _, _)| base)
     }
 
+    /// Passes that are of no use because their end did not match, in order, with their epochs.
+    pub fn dropped_passes(&self) -> impl Iterator<Item = (EpochNumber, &Warning)> {
+        self.bases()
+            .filter_map(|(epoch, base)| base.dropped().map(|warning| (epoch, warning)))
+    }
+
+    /// The last pass that is of no use, if none has been complete since: what came after its begin is
+    /// no point.
+    #[must_use]
+    pub fn pass_due(&self) -> Option<(EpochNumber, &Warning)> {
+        self.bases().fold(None, |due, (epoch, base)| {
+            match (base.dropped(), base.completed_at()) {
+                (Some(warning), _) => Some((epoch, warning)),
+                (None, Some(_)) => None,
+                (None, None) => due,
+            }
+        })
+    }
+
+    fn bases(&self) -> impl Iterator<Item = (EpochNumber, &Base)> {
+        self.epochs.iter().flat_map(|epoch| {
+            let bases = epoch.bases.iter();
+            bases.map(|base| (epoch.number, base))
+        })
+    }
+
     /// The newest readable position.
     #[must_use]
     pub fn latest(&self) -> Option<Position> {

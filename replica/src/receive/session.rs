@@ -272,12 +272,11 @@ impl Session {
             status.segments += 1;
             status.payload_bytes += index.header.payload_bytes;
             status.stored_bytes += stored_bytes;
-            for warning in &warnings {
-                tracing::error!(group = %self.group.id(), %warning, "pass dropped");
-                status.passes_dropped += 1;
-                status.alarm = Some(warning.to_string());
-            }
         });
+        // The history keeps it, and the status shows it.
+        for warning in &warnings {
+            tracing::error!(group = %self.group.id(), %warning, "pass dropped");
+        }
         Ok(())
     }
 

@@ -365,6 +365,10 @@ fn a_pass_goes_on_where_it_was() {
     });
 }
 
+fn alarm_of(status: &crate::group::Status) -> &str {
+    status.alarm.as_deref().expect("an alarm")
+}
+
 #[test]
 fn a_pass_that_does_not_add_up_gives_no_base() {
     let repository = Repository::in_memory();
@@ -389,9 +393,16 @@ fn a_pass_that_does_not_add_up_gives_no_base() {
             .expect("stored");
         assert_eq!((ack.completed_pass, ack.active_pass), (Lsn::ZERO, None));
         let status = session.group().status();
-        assert_eq!(status.passes_dropped, 1);
-        assert!(status.alarm.is_some());
+        let told = (status.passes_dropped, status.alarm.clone());
+        assert!(alarm_of(&status).contains("6 blocks were promised, 5 came"));
         assert_eq!(session.group().history().latest(), None);
+        // A restart does not forget it.
+        let restarted = Group::load(&repository, primary.group)
+            .await
+            .expect("loads");
+        let status = restarted.status();
+        assert_eq!((status.passes_dropped, status.alarm), told);
+        assert_eq!(told.0, 1);
 
         // Also when an older base is whole: what comes behind the gap does not build on it.
         for (promised, completed) in [(3, true), (4, false)] {
@@ -411,6 +422,26 @@ fn a_pass_that_does_not_add_up_gives_no_base() {
             let resume = session.resume();
             let wanted = if completed { Lsn(begin) } else { Lsn::ZERO };
             assert_eq!((resume.completed_pass, resume.active_pass), (wanted, None));
+            // A complete pass ends the alarm; what was counted stays so. Whoever has the group open
+            // already sees it as well.
+            restarted.refresh().await.expect("read");
+            let loaded = Group::load(&repository, primary.group)
+                .await
+                .expect("loads");
+            for group in [session.group(), &restarted, &loaded] {
+                let status = group.status();
+                assert_eq!(status.passes_dropped, if completed { 1 } else { 2 });
+                assert_eq!(status.alarm.is_none(), completed, "{:?}", status.alarm);
+                if !completed {
+                    let pass = format!("began at record {begin} ");
+                    assert!(alarm_of(&status).contains(&pass), "{:?}", status.alarm);
+                    let points = group.history().latest();
+                    assert!(
+                        points.is_some_and(|at| at.lsn.0 < begin),
+                        "earlier ones stay"
+                    );
+                }
+            }
         }
     });
 }

@@ -219,7 +219,7 @@ pub struct ReceivedStatus {
     /// Primaries and segments refused since the start, because a newer primary has taken over.
     #[serde(default)]
     pub refused_fenced: u64,
-    /// Passes dropped since the start, because their end did not match.
+    /// Passes in its history that are of no use, because their end did not match.
     #[serde(default)]
     pub passes_dropped: u64,
     /// Oldest moment that can be restored.

@@ -68,6 +68,11 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
             ]);
         }
         text += &format!("\n{}", table_text(&rows));
+        for group in &report.received {
+            if let Some(alarm) = &group.alarm {
+                text += &format!("\n{}: {alarm}\n", group.name);
+            }
+        }
     }
     if !report.exports.is_empty() {
         text += "\n";
@@ -201,6 +206,7 @@ fn percent(part: u64, whole: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::ReceivedStatus;
 
     #[test]
     fn trouble_is_visible_at_a_glance() {
@@ -232,8 +238,14 @@ mod tests {
             targets: vec![target],
             ..GroupStatus::default()
         };
+        let received = ReceivedStatus {
+            name: "vm2".into(),
+            alarm: Some("a pass does not add up".into()),
+            ..ReceivedStatus::default()
+        };
         let report = StatusReport {
             groups: vec![group],
+            received: vec![received],
             ..StatusReport::default()
         };
         let text = text(&report, now);
@@ -248,6 +260,7 @@ mod tests {
             "5.0 MiB behind",
             "vm1/vda ← process 7 of user 64055, 2 connections",
             "5 min 0 s ago",
+            "vm2: a pass does not add up",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

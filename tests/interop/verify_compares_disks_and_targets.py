@@ -144,6 +144,20 @@ def a_hole_that_got_data_is_found(here):
     all_the_same(here, 2)
 
 
+def a_new_copy_puts_it_right(here):
+    """The disk is what counts: the way out that the manual describes."""
+    settle(here)
+    change(here.backing("vda"), 3 * MIB, 2)
+    found = verify(here, 1)
+    expect_equal([compared["mismatched_blocks"] for compared in found.values()], [2, 2], "before the new copy")
+    here.stop()
+    here.log_path().rename(here.folder / "old.log")
+    here.start()
+    here.wait_shipped()
+    all_the_same(here, 2)
+    expect_equal(here.group_status()["state"], "running", "the group's state with the new copy")
+
+
 def known_after_a_restart(here, there):
     times = metric(there, "last_compared_timestamp_seconds")
     expect_equal(len(times), 1, "the replica keeps when it was")
@@ -201,6 +215,7 @@ with scratch() as folder:
         refusals(here)
         a_changed_disk_is_found(here, there)
         a_hole_that_got_data_is_found(here)
+        a_new_copy_puts_it_right(here)
         known_after_a_restart(here, there)
         killed_means_due_until_compared(here)
         a_target_that_is_away_is_not_called_the_same(here, there)

@@ -30,7 +30,7 @@ impl Compared {
 
     /// Whether the run is over and every block of it was found to be the same.
     #[must_use]
-    pub const fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.is_over() && self.ranges == self.total && self.mismatched_blocks == 0
     }
 

@@ -92,7 +92,7 @@ impl Comparer {
         };
         match self.segment(epoch, &segment, from).await {
             Ok(()) => {}
-            Err(GroupError::Repository(error)) => return Err(error),
+            Err(GroupError::Repository(error)) if !error.is_not_found() => return Err(error),
             Err(error) => {
                 // Its records cannot be read: they are missing in what the run adds up to.
                 self.alarm(format!("verify records cannot be read: {error}"));

@@ -49,7 +49,7 @@ pub(super) async fn compare(
         Err(error) => return skipped(error),
     };
     let size = image.size(record.disk).unwrap_or(0);
-    let end = record.first_block + u64::from(record.block_count);
+    let end = record.first_block.saturating_add(record.block_count.into());
     let fits = match &body.content {
         Content::Zero => true,
         Content::Data(hashes) => hashes.tags.len() == record.block_count as usize,
@@ -73,10 +73,12 @@ pub(super) async fn compare(
     }
 }
 
-/// A store that fails is asked again; what is damaged stays so.
+/// A store that fails is asked again; what is damaged or gone stays so.
 fn skipped(error: ImageError) -> Result<Outcome, GroupError> {
     match error {
-        ImageError::Group(error @ GroupError::Repository(_)) => Err(error),
+        ImageError::Group(GroupError::Repository(error)) if !error.is_not_found() => {
+            Err(error.into())
+        }
         error => Ok(Outcome::Skipped(error.to_string())),
     }
 }

@@ -301,8 +301,8 @@ fn a_run_that_was_interrupted_is_compared_from_its_beginning() {
     assert_eq!((found.ranges, found.is_whole()), (2, true));
 }
 
-#[test]
-fn a_damaged_segment_is_skipped_and_said() {
+/// What of the history cannot be read any more, be it damaged or gone, is skipped once and for all.
+fn with_one_segment(spoil: impl AsyncFn(&Repository, &str)) {
     let mut site = Site::new();
     let at = site.primary.last();
     let mut run = Run::begin(&site.primary);
@@ -313,22 +313,31 @@ fn a_damaged_segment_is_skipped_and_said() {
     run.data(&mut site.primary, (1, 0, 40), at, true);
     site.ship();
     let group = site.group();
-    let (sequence, offset) = {
+    let sequence = {
         let history = group.history();
         let segments = &history.epochs[0].segments;
         let holds = segments
             .iter()
             .find(|s| s.last_lsn >= Lsn(later) && s.first_lsn <= Lsn(later));
-        (holds.expect("a segment").sequence, 300)
+        holds.expect("a segment").sequence
     };
     let key = keys::segment(site.primary.group, Epoch(1), sequence);
-    block_on(async {
-        let mut bytes = site.repository.get(&key).await.expect("read").to_vec();
-        bytes[offset] ^= 1;
-        let stored = site.repository.overwrite_for_tests(&key, bytes.into());
-        stored.await.expect("stored");
-    });
+    block_on(spoil(&site.repository, &key));
     let found = compare(&group);
     assert_eq!((found.skipped, found.ranges, found.total), (1, 1, 2));
     assert!(!found.is_whole());
+}
+
+#[test]
+fn what_is_damaged_or_gone_is_skipped() {
+    with_one_segment(async |repository, key| {
+        let mut bytes = repository.get(key).await.expect("read").to_vec();
+        bytes[300] ^= 1;
+        let stored = repository.overwrite_for_tests(key, bytes.into());
+        stored.await.expect("stored");
+    });
+    with_one_segment(async |repository, key| {
+        let deleted = repository.delete_for_tests(key);
+        deleted.await.expect("deleted");
+    });
 }

@@ -8,13 +8,16 @@ use afterimage_format::claim::Claim;
 use afterimage_format::frame::decode::encode_descriptor;
 use afterimage_format::frame::{Descriptor, RingDescriptor};
 use afterimage_format::ids::BLOCK_SIZE;
-use afterimage_format::manifest::{Manifest, NameBinding, RepositoryIdentity, Terminator};
+use afterimage_format::manifest::{
+    CheckResult, ComparisonResult, Manifest, NameBinding, RepositoryIdentity, Terminator,
+};
 use afterimage_format::nbd::option::{InfoQuery, MetaQuery, OptionHeader, text};
 use afterimage_format::nbd::reply::decode_header;
 use afterimage_format::nbd::request::RequestHeader;
 use afterimage_format::ring_header::{RING_HEADER_BYTES, RingHeader};
 use afterimage_format::segment::{Footer, PassBeginBody, PassEndBody, SegmentIndex, verify};
 use afterimage_format::superblock::{Superblock, choose};
+use afterimage_format::verify::VerifyBody;
 use afterimage_format::wire::{FrameHeader, Message};
 
 /// What the check of a decoder may hold at a time, whatever its input announces.
@@ -250,6 +253,12 @@ fn check_manifest(data: &[u8]) {
         if let Ok(object) = NameBinding::decode(&bytes) {
             assert!(object.encode() == bytes, "not canonical");
         }
+        if let Ok(object) = CheckResult::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
+        if let Ok(object) = ComparisonResult::decode(&bytes) {
+            assert!(object.encode() == bytes, "not canonical");
+        }
         if let Ok(object) = RepositoryIdentity::decode(&bytes) {
             assert!(object.encode() == bytes, "not canonical");
         }
@@ -324,6 +333,9 @@ fn check_bodies(data: &[u8]) {
         }
         if let Ok(confirm) = CheckpointConfirmBody::decode(body) {
             assert!(confirm.encode() == body, "not canonical");
+        }
+        if let Ok(verify) = VerifyBody::decode(body) {
+            assert!(verify.encode() == body, "not canonical");
         }
         if let Ok(begin) = PassBeginBody::decode(body) {
             assert!(begin.encode() == body, "not canonical");

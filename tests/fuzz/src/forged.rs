@@ -52,6 +52,7 @@ fn body(op: Op, script: &mut Script<'_>, pass: Lsn, chain: RecordChain) -> Vec<u
     use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
     use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
     use afterimage_format::segment::{PassBeginBody, PassEndBody, SinkId};
+    use afterimage_format::verify::{BlockHashes, Content, VerifyBody};
     let sink = SinkId([7; 16]);
     let mut bytes = match op {
         Op::PassBegin => PassBeginBody {
@@ -88,6 +89,17 @@ fn body(op: Op, script: &mut Script<'_>, pass: Lsn, chain: RecordChain) -> Vec<u
             reason: ["", "no agent"][script.below(2)].to_owned(),
         }
         .encode(),
+        Op::Verify => VerifyBody {
+            run: Lsn(number(script, pass.0)),
+            number: number(script, 0) as u32,
+            last: script.below(2) == 0,
+            at: Lsn(number(script, pass.0 + 2)),
+            content: match script.below(3) {
+                0 => Content::Zero,
+                blocks => Content::Data(BlockHashes::of(&vec![script.byte(); blocks * BLOCK_SIZE])),
+            },
+        }
+        .encode(),
         _ => Vec::new(),
     };
     if script.byte() > 240 {
@@ -116,7 +128,7 @@ pub(crate) fn segment(script: &mut Script<'_>, continues: &Continues) -> Vec<u8>
     let mut chunk: Vec<u8> = Vec::new();
     let (mut lowest, mut highest) = (u64::MAX, 0);
     for at in 0..count as u64 {
-        let op = match script.below(8) {
+        let op = match script.below(9) {
             _ if is_pass => Op::Write,
             _ if at == 0 && begins => Op::PassBegin,
             0 | 1 => Op::Write,
@@ -125,6 +137,7 @@ pub(crate) fn segment(script: &mut Script<'_>, continues: &Continues) -> Vec<u8>
             4 => Op::Checkpoint,
             5 => Op::CheckpointConfirm,
             6 => Op::PassEnd,
+            7 => Op::Verify,
             _ => Op::from_number(script.byte()).unwrap_or(Op::Epoch),
         };
         let lsn = if is_pass {
@@ -142,7 +155,7 @@ pub(crate) fn segment(script: &mut Script<'_>, continues: &Continues) -> Vec<u8>
             payload = body(op, script, active, pass_chain);
             payload.resize(payload.len().div_ceil(BLOCK_SIZE) * BLOCK_SIZE, 0);
         }
-        let (first_block, block_count) = if op.changes_blocks() {
+        let (first_block, block_count) = if op.changes_blocks() || op == Op::Verify {
             let block = number(script, u64::from(at as u8 * 2));
             let usual = match op {
                 Op::Write => blocks as u64,

@@ -2,8 +2,8 @@
 //! whose numbers are anything (`forged.rs`), under epochs of any number.
 //!
 //! What must hold: each is taken or refused; after that the group can be loaded anew and shows the
-//! very same points; each point of a list opens, and every block of it can be read; the repository
-//! verifies.
+//! very same points; each point of a list opens, and every block of it can be read; what verify records
+//! claim can be compared; the repository verifies.
 
 use crate::bytes_of::Script;
 use crate::forged::{self, Continues};
@@ -11,6 +11,7 @@ use afterimage_format::ids::{BLOCK_SIZE, DiskId, DiskIndex, Epoch, GroupId, LogI
 use afterimage_format::manifest::DiskEntry;
 use afterimage_format::segment::SinkId;
 use afterimage_format::wire::{Cursor, Hello, HelloReply, Message, Resume};
+use afterimage_replica::compare::follow;
 use afterimage_replica::group::Group;
 use afterimage_replica::history::Position;
 use afterimage_replica::image::{ChunkCache, Image};
@@ -20,6 +21,7 @@ use afterimage_replica::repository::Repository;
 use afterimage_replica::verify::verify;
 use futures::executor::block_on;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 
 const DISK_BYTES: u64 = 16 * BLOCK_SIZE as u64;
 const NAME: &str = "vm1";
@@ -78,8 +80,23 @@ async fn play(mut script: Script<'_>) {
     let points = PointList::of(&anew.history());
     assert_eq!(points, PointList::of(&live.history()));
     look(&anew, &points).await;
+    compare(&anew);
     let report = verify(&repository, NAME, |_| {}).await.expect("a report");
     assert_eq!(report.problems, []);
+}
+
+/// Whatever a verify record claims, looking at it comes to an end and to counts that make sense.
+fn compare(group: &Arc<Group>) {
+    let mut following = Box::pin(follow(group.clone(), Arc::new(|| 1)));
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..1_000 {
+        let _never = following.as_mut().poll(&mut context);
+    }
+    let compared = *group.comparison().watch().borrow();
+    assert!(
+        compared.mismatched_blocks <= compared.blocks,
+        "{compared:?}"
+    );
 }
 
 fn nothing() -> Resume {

@@ -146,10 +146,10 @@ impl Cover {
 mod tests {
     use super::*;
 
-    fn allocated(lsn: u64, ranges: &[Range<u64>], end_block: u64) -> Allocated {
+    fn allocated<const N: usize>(lsn: u64, ranges: [(u64, u64); N], end_block: u64) -> Allocated {
         Allocated {
             lsn: Lsn(lsn),
-            ranges: ranges.to_vec(),
+            ranges: ranges.map(|(start, end)| start..end).to_vec(),
             end_block,
         }
     }
@@ -187,9 +187,9 @@ mod tests {
         assert_eq!(cover.blocks_total(), 2010);
         let steps = all(&mut cover, |disk, from| match (disk, from) {
             // Too many ranges to tell at once; a small gap is read over.
-            (0, 0) => allocated(5, &[300..310, 320..900], 900),
-            (0, 900) => allocated(6, &[950..960], 2000),
-            _ => allocated(7, &[], 10),
+            (0, 0) => allocated(5, [(300, 310), (320, 900)], 900),
+            (0, 900) => allocated(6, [(950, 960)], 2000),
+            _ => allocated(7, [], 10),
         });
         assert_eq!(
             steps,
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_part_that_was_read_is_gone_on_behind() {
         let mut cover = Cover::new(&[100 * BLOCK_SIZE as u64]);
-        cover.take_ranges(allocated(1, &[0..100], 100));
+        cover.take_ranges(allocated(1, [(0, 100)], 100));
         assert_eq!(cover.next_step(), Step::Read(DiskIndex(0), 0, 100));
         cover.advance(3);
         assert_eq!(cover.next_step(), Step::Read(DiskIndex(0), 3, 97));
@@ -220,8 +220,8 @@ mod tests {
     fn a_disk_that_is_not_there_is_left_out() {
         let mut cover = Cover::new(&[BLOCK_SIZE as u64; 2]);
         let steps = all(&mut cover, |disk, from| match disk {
-            0 => allocated(1, &[], from),
-            _ => allocated(2, &[0..1], 1),
+            0 => allocated(1, [], from),
+            _ => allocated(2, [(0, 1)], 1),
         });
         assert_eq!(steps, [(1, 0, 1, true)]);
         assert_eq!(cover.blocks_done(), 2);
@@ -232,7 +232,7 @@ mod tests {
     fn endless_zeroes_are_several_records() {
         let blocks = 1u64 << 32;
         let mut cover = Cover::new(&[blocks * BLOCK_SIZE as u64]);
-        let steps = all(&mut cover, |_, _| allocated(1, &[], blocks));
+        let steps = all(&mut cover, |_, _| allocated(1, [], blocks));
         assert_eq!(
             steps,
             [(0, 0, 1 << 31, false), (0, 1 << 31, 1 << 31, false)]

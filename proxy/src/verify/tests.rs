@@ -26,7 +26,7 @@ struct Port {
 }
 
 impl Port {
-    fn new(allocated: Vec<Range<u64>>, hot: Range<u64>) -> Self {
+    fn new<const N: usize>(allocated: [(u64, u64); N], hot: Range<u64>) -> Self {
         let appended = Lsn(41);
         let (progress, _) = watch::channel(LogProgress {
             appended,
@@ -34,7 +34,7 @@ impl Port {
         });
         Self {
             progress,
-            allocated,
+            allocated: allocated.map(|(start, end)| start..end).to_vec(),
             hot,
             reads: Mutex::default(),
             records: Mutex::default(),
@@ -169,7 +169,7 @@ impl Rig {
 
 #[tokio::test(start_paused = true)]
 async fn every_block_is_described_once_as_it_is() {
-    let port = Port::new(vec![10..20, 300..700], 0..0);
+    let port = Port::new([(10, 20), (300, 700)], 0..0);
     let rig = Rig::new(u64::MAX);
     rig.run(&port, None).await.expect("described");
     let records = port.records();
@@ -196,7 +196,7 @@ async fn every_block_is_described_once_as_it_is() {
 /// What is read while it changes is never described; it is read again until it holds still.
 #[tokio::test(start_paused = true)]
 async fn a_range_that_changes_all_the_time_is_described_in_parts() {
-    let port = Port::new(vec![0..BLOCKS], 300..301);
+    let port = Port::new([(0, BLOCKS)], 300..301);
     let rig = Rig::new(u64::MAX);
     rig.run(&port, None).await.expect("described");
     let mut next = 0;
@@ -218,7 +218,7 @@ async fn a_range_that_changes_all_the_time_is_described_in_parts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_run_waits_for_a_sink_in_step_and_for_one_that_is_slow() {
-    let port = Port::new(vec![0..1], 0..0);
+    let port = Port::new([(0, 1)], 0..0);
     let rig = Rig::new(0);
     let waits = tokio::time::timeout(Duration::from_secs(60), rig.run(&port, None)).await;
     assert!(
@@ -228,7 +228,7 @@ async fn a_run_waits_for_a_sink_in_step_and_for_one_that_is_slow() {
     assert!(rig.progress.borrow().waiting);
 
     // A record for each block.
-    let port = Port::new(vec![0..BLOCKS], 0..BLOCKS);
+    let port = Port::new([(0, BLOCKS)], 0..BLOCKS);
     let rig = Rig::new(41);
     let acked = || Some(Lsn(rig.acked.load(Ordering::Relaxed)));
     let around = Surroundings {
@@ -252,7 +252,7 @@ async fn a_run_waits_for_a_sink_in_step_and_for_one_that_is_slow() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rate_of_passes_holds() {
-    let port = Port::new(vec![0..BLOCKS], 0..0);
+    let port = Port::new([(0, BLOCKS)], 0..0);
     let rig = Rig::new(u64::MAX);
     let began = Instant::now();
     let rate = BLOCKS * BLOCK_SIZE as u64 / 10;

@@ -151,6 +151,7 @@ def a_new_copy_puts_it_right(here):
     found = verify(here, 1)
     expect_equal([compared["mismatched_blocks"] for compared in found.values()], [2, 2], "before the new copy")
     here.stop()
+    here.cli("recover", "vm1", "--to-plain")
     here.log_path().rename(here.folder / "old.log")
     here.start()
     here.wait_shipped()

@@ -3,6 +3,7 @@
 
 use super::Engine;
 use super::block_map::BlockKey;
+use super::event::{EngineEvent, Ticket};
 use super::request::{Allocated, Extent, ReplyBody, RequestError, RequestId};
 use crate::io::{FileId, Storage};
 use afterimage_format::ids::{BLOCK_SHIFT, BLOCK_SIZE, DiskIndex};
@@ -13,6 +14,15 @@ use std::ops::Range;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Most bytes that one answer describes: bounds the work of a request. NBD lets an answer be short.
 const SPAN_MAX: u64 = 1 << 30;
+
+/// Somebody wants to know what is allocated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Question {
+    ticket: Ticket,
+    disk: DiskIndex,
+    from_block: u64,
+    ranges_max: usize,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct State {
@@ -50,12 +60,48 @@ impl<S: Storage> Engine<S> {
 
     /// Runs of blocks at or behind `from_block` that may hold something other than zeroes, in the
     /// backing or in the ring, at most `ranges_max`. None when there are none up to the disk's end, or
-    /// when the disk was taken out of the group. While a backing is brought up to date after a failed
-    /// sync it is not asked, and everything may.
-    ///
-    /// # Errors
-    /// The backing cannot say what is allocated.
+    /// when the disk was taken out of the group. Answered with [`EngineEvent::Allocated`], as of then:
+    /// not during a sync of the backings, for one that fails may have lost blocks that would look like
+    /// holes. While a backing is brought up to date after that it is not asked, and everything may.
     pub fn allocated_ranges(
+        &mut self,
+        ticket: Ticket,
+        disk: DiskIndex,
+        from_block: u64,
+        ranges_max: usize,
+    ) {
+        let question = Question {
+            ticket,
+            disk,
+            from_block,
+            ranges_max,
+        };
+        if self.destage.syncing() {
+            self.questions.push(question);
+        } else {
+            self.answer_question(question);
+        }
+    }
+
+    /// A sync of the backings has ended.
+    pub(super) fn answer_questions(&mut self) {
+        for question in std::mem::take(&mut self.questions) {
+            self.answer_question(question);
+        }
+    }
+
+    fn answer_question(&mut self, question: Question) {
+        let Question {
+            ticket,
+            disk,
+            from_block,
+            ranges_max,
+        } = question;
+        let result = self.allocated_now(disk, from_block, ranges_max);
+        self.events.push(EngineEvent::Allocated { ticket, result });
+    }
+
+    fn allocated_now(
         &mut self,
         disk: DiskIndex,
         from_block: u64,

@@ -588,6 +588,7 @@ impl<S: Storage> Engine<S> {
             }
             self.settle_unsure_edges();
             self.settle_unsure_reads();
+            self.answer_questions();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the owner of an engine asks besides requests, and what the engine tells it.
 
-use super::request::PassRead;
+use super::request::{Allocated, PassRead};
 use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_format::op::Op;
 
@@ -48,6 +48,13 @@ pub enum EngineEvent {
         ticket: Ticket,
         /// The blocks, or the backing's error.
         result: std::io::Result<PassRead>,
+    },
+    /// What `allocated_ranges` found.
+    Allocated {
+        /// Of the command.
+        ticket: Ticket,
+        /// What may hold data, or the backing's error.
+        result: std::io::Result<Allocated>,
     },
     /// A sink's state was stored durably in the superblock.
     SinkStored {

@@ -4,7 +4,7 @@ use super::durations::Durations;
 use super::mailbox::Postbox;
 use super::message::{Command, DetachMarker, GroupEvent, GroupKey, Message};
 use crate::engine::event::{EngineError, EngineEvent};
-use crate::engine::request::{LogProgress, Now, PassRead, Reply};
+use crate::engine::request::{Allocated, LogProgress, Now, PassRead, Reply};
 use crate::engine::{Engine, Ticket};
 use crate::io::Completion;
 use crate::io::Storage;
@@ -26,6 +26,7 @@ enum Waiting {
     Appended(oneshot::Sender<Result<Lsn, EngineError>>),
     Durable(oneshot::Sender<Result<Lsn, EngineError>>),
     PassRead(DiskIndex, oneshot::Sender<Result<PassRead, PortError>>),
+    Allocated(DiskIndex, oneshot::Sender<Result<Allocated, PortError>>),
     Stored(oneshot::Sender<Result<(), PortError>>),
     Drained(oneshot::Sender<Result<(), EngineError>>),
 }
@@ -166,9 +167,9 @@ impl Group {
                 ranges_max,
                 reply,
             } => {
-                let ranges = self.engine.allocated_ranges(disk, from_block, ranges_max);
-                let ranges = ranges.map_err(|source| PortError::Read { disk, source });
-                let _ = reply.send(ranges);
+                let ticket = self.wait_for(Waiting::Allocated(disk, reply));
+                self.engine
+                    .allocated_ranges(ticket, disk, from_block, ranges_max);
             }
             Command::SetSinks { sinks, reply } => {
                 let ticket = self.wait_for(Waiting::Stored(reply));
@@ -257,6 +258,11 @@ impl Group {
                     let _ = reply.send(result.map_err(|source| PortError::Read { disk, source }));
                 }
             }
+            EngineEvent::Allocated { ticket, result } => {
+                if let Some(Waiting::Allocated(disk, reply)) = self.take_waiting(ticket) {
+                    let _ = reply.send(result.map_err(|source| PortError::Read { disk, source }));
+                }
+            }
             EngineEvent::SinkStored { ticket } => {
                 if let Some(Waiting::Stored(reply)) = self.take_waiting(ticket) {
                     let _ = reply.send(Ok(()));
@@ -306,6 +312,9 @@ impl Group {
                 let _ = reply.send(Err(error));
             }
             Some(Waiting::PassRead(_, reply)) => {
+                let _ = reply.send(Err(port));
+            }
+            Some(Waiting::Allocated(_, reply)) => {
                 let _ = reply.send(Err(port));
             }
             Some(Waiting::Stored(reply)) => {

@@ -41,6 +41,7 @@ enum Waiting {
     Epoch(oneshot::Sender<Result<(), PortError>>),
     Appended(oneshot::Sender<Result<Lsn, PortError>>),
     PassRead(DiskIndex, oneshot::Sender<Result<PassRead, PortError>>),
+    Allocated(DiskIndex, oneshot::Sender<Result<Allocated, PortError>>),
 }
 
 /// What the shipping task holds.
@@ -158,8 +159,8 @@ impl Desk {
                 engine.pass_read(ticket, disk, first, count);
             }
             Command::Allocated(disk, from, max, reply) => {
-                let ranges = engine.allocated_ranges(disk, from, max);
-                let _ = reply.send(ranges.map_err(|source| PortError::Read { disk, source }));
+                let ticket = self.wait(Waiting::Allocated(disk, reply));
+                engine.allocated_ranges(ticket, disk, from, max);
             }
         }
     }
@@ -186,6 +187,11 @@ impl Desk {
                     let _ = reply.send(result.map_err(|source| PortError::Read { disk, source }));
                 }
             }
+            EngineEvent::Allocated { ticket, result } => {
+                if let Some(Waiting::Allocated(disk, reply)) = self.waiting.remove(&ticket.0) {
+                    let _ = reply.send(result.map_err(|source| PortError::Read { disk, source }));
+                }
+            }
             EngineEvent::SinkStored { ticket } => {
                 if let Some(Waiting::Stored(reply)) = self.waiting.remove(&ticket.0) {
                     let _ = reply.send(Ok(()));
@@ -199,6 +205,9 @@ impl Desk {
                     let _ = reply.send(Err(PortError::LogFailed));
                 }
                 Some(Waiting::PassRead(_, reply)) => {
+                    let _ = reply.send(Err(PortError::LogFailed));
+                }
+                Some(Waiting::Allocated(_, reply)) => {
                     let _ = reply.send(Err(PortError::LogFailed));
                 }
                 None => {}

@@ -43,10 +43,7 @@ fn change(rig: &mut Rig, history: &mut History, rng: &mut SimRng, value: u8) {
 
 /// What may be empty is told of one moment: nothing of it is anything else then.
 fn check_allocated(rig: &mut Rig, history: &History, from: u64, ranges_max: usize) -> u64 {
-    let said = rig
-        .engine()
-        .allocated_ranges(DiskIndex(0), from, ranges_max);
-    let said = said.expect("the backing says it");
+    let said = rig.allocated(0, from, ranges_max);
     assert_eq!(said.lsn, rig.engine().progress().appended);
     assert!(said.ranges.len() <= ranges_max);
     let empty = (from..said.end_block)

@@ -5,7 +5,7 @@ use crate::engine::log::create::{NewLog, initial_superblock, superblock_bytes};
 use crate::engine::recovery::{
     Accepted, ConfiguredDisk, RecoveredLog, RecoveryError, RecoveryInput, recover,
 };
-use crate::engine::request::{Now, Reply, ReplyBody, Request, RequestError, RequestId};
+use crate::engine::request::{Allocated, Now, Reply, ReplyBody, Request, RequestError, RequestId};
 use crate::engine::{Engine, EngineConfig, EngineEvent, Ticket};
 use crate::io::sim::{SimStorage, SimWorld};
 use crate::io::{Completion, FileId, Storage};
@@ -274,6 +274,24 @@ impl Rig {
     pub(super) fn read(&mut self, disk: usize, offset: u64, len: u32) -> Option<Answer> {
         let id = self.submit(disk, Request::Read { offset, len });
         self.wait(id)
+    }
+
+    /// What the engine says to be allocated, once it says so.
+    pub(super) fn allocated(&mut self, disk: u16, from: u64, ranges_max: usize) -> Allocated {
+        let ticket = Ticket(u64::MAX - 1);
+        self.engine()
+            .allocated_ranges(ticket, DiskIndex(disk), from, ranges_max);
+        for _ in 0..TURNS_MAX {
+            self.collect();
+            let is_answer = |event: &EngineEvent| matches!(event, EngineEvent::Allocated { ticket: of, .. } if *of == ticket);
+            if let Some(at) = self.events.iter().position(is_answer)
+                && let EngineEvent::Allocated { result, .. } = self.events.remove(at)
+            {
+                return result.expect("the backing says it");
+            }
+            self.turn();
+        }
+        panic!("never told what is allocated");
     }
 
     /// Waits until everything is in the backings, the superblock is clean.

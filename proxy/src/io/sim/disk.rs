@@ -267,16 +267,27 @@ impl SimFile {
         }
     }
 
-    /// Half of what is dirty is gone, for readers as well.
+    /// Half of what is dirty is gone, for readers as well; what was allocated for it alone is a hole
+    /// again.
     pub(super) fn lose_dirty(&mut self, rng: &mut SimRng) {
         let (durable, visible) = (&self.durable, &mut self.visible);
+        let mut lost = Vec::new();
         self.dirty.retain(|sector, _| {
             let kept = rng.chance(5000);
             if !kept {
                 visible.write(sector * SECTOR, &durable.sector(*sector));
+                lost.push(sector * SECTOR / PAGE);
             }
             kept
         });
+        lost.dedup();
+        for page in lost {
+            let sectors = page * PAGE / SECTOR..(page + 1) * PAGE / SECTOR;
+            let nothing_left = self.dirty.range(sectors).next().is_none();
+            if nothing_left && !self.durable.pages.contains_key(&page) {
+                self.visible.pages.remove(&page);
+            }
+        }
     }
 
     pub(super) fn power_cut(&mut self, rng: &mut SimRng, stats: &mut SimStats) {

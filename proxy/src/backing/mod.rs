@@ -1,7 +1,7 @@
 //! The backing of a disk: the file or block device that holds its content at the primary.
 //!
-//! Always holds: a backing in use here is locked against everybody else, is as long as its disk,
-//! and does not begin like an image format that would make its raw bytes something else. Opening
+//! Always holds: a backing in use here is locked against everybody else, has a size that a disk
+//! may have, and does not begin like an image format that would make its raw bytes something else. Opening
 //! changes nothing in it.
 
 use crate::io::file::{OpenError, OpenOptions, StorageFile};
@@ -59,19 +59,6 @@ pub enum BackingError {
         /// What it looks like.
         format: ImageFormat,
     },
-    /// It is shorter than the disk that the log knows.
-    #[error(
-        "backing {} has {found} bytes, the disk has {wanted}: somebody cut it, or it is another \
-         file; nothing was changed", path.display()
-    )]
-    TooSmall {
-        /// The backing.
-        path: PathBuf,
-        /// Its length.
-        found: u64,
-        /// The disk's.
-        wanted: u64,
-    },
     /// Its size cannot be a disk's.
     #[error(
         "backing {} has {found} bytes; a disk has a multiple of 512, at least 512, at most 16 TiB",
@@ -98,8 +85,6 @@ pub enum BackingError {
 pub struct BackingOptions {
     /// The configuration says that the bytes are the disk, whatever they look like.
     pub raw: bool,
-    /// Size of the disk where the log knows it; the backing may be longer.
-    pub size: Option<u64>,
     /// How long to wait for somebody else's lock.
     pub patience: Duration,
 }
@@ -108,7 +93,6 @@ impl Default for BackingOptions {
     fn default() -> Self {
         Self {
             raw: false,
-            size: None,
             patience: LOCK_PATIENCE,
         }
     }
@@ -127,14 +111,14 @@ impl Backing {
     /// Opens, locks and checks a backing.
     ///
     /// # Errors
-    /// Missing, in use (after `patience`), too small, of an odd size, or formatted.
+    /// Missing, in use (after `patience`), of an odd size, or formatted.
     pub fn open(path: &Path, options: &BackingOptions) -> Result<Self, BackingError> {
         let file = StorageFile::open(path, &OpenOptions::image().patience(options.patience))?;
         let read = |source| BackingError::Read {
             path: path.to_owned(),
             source,
         };
-        let found = file.len().map_err(read)?;
+        let size = file.len().map_err(read)?;
         // Before the size: files of other formats have odd sizes, and that would be said instead.
         if !options.raw
             && let Some(format) = detect_format(&file).map_err(read)?
@@ -144,18 +128,10 @@ impl Backing {
                 format,
             });
         }
-        let size = options.size.unwrap_or(found);
         if size == 0 || !size.is_multiple_of(SECTOR_BYTES) || size > DISK_BYTES_MAX {
             return Err(BackingError::BadSize {
                 path: path.to_owned(),
                 found: size,
-            });
-        }
-        if found < size {
-            return Err(BackingError::TooSmall {
-                path: path.to_owned(),
-                found,
-                wanted: size,
             });
         }
         Ok(Self { file, size })

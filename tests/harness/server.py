@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from harness.ports import free_port
-from harness.process import CheckFailed, Child, expect, fallocate_sparse, run, say, wait_until
+from harness.process import CheckFailed, Child, expect, expect_equal, fallocate_sparse, run, say, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_PATIENCE_SECONDS = 120.0
@@ -191,11 +191,30 @@ class Afterimage:
         wait_until(ready, "serve to be ready", READY_PATIENCE_SECONDS)
         return self
 
+    def files(self):
+        """Sizes of the files in the server's folder and that of its rings, by name; folders have none.
+
+        Sockets, the repository and the harness's own files are left out.
+        """
+        own = [self.folder / "serve.log", self.repository]
+        found = {}
+        for folder in (self.folder, self.ring_dir):
+            for path in folder.rglob("*"):
+                if path.is_socket() or path in own or self.repository in path.parents:
+                    continue
+                found[str(path)] = path.stat().st_size if path.is_file() else None
+        return found
+
     def start_refused(self, code=1):
-        """Start a server that must refuse with that exit code; returns what this start printed."""
+        """Start a server that must refuse with that exit code; returns what this start printed.
+
+        It leaves exactly the files that were there.
+        """
+        before = self.files()
         self.spawn()
         seen = self.child.wait(READY_PATIENCE_SECONDS)
         expect(seen == code, f"serve was to refuse with {code}, it ended with {seen}:\n{self.said()[-4000:]}")
+        expect_equal(self.files(), before, f"files after a refused start:\n{self.said()[-4000:]}\n")
         return self.said()
 
     def kill(self):

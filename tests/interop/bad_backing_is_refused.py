@@ -5,7 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 from harness.nbd_client import Connection
-from harness.process import Child, expect, run, scratch, wait_until
+from harness.process import Child, expect, fallocate_sparse, run, scratch, wait_until
 from harness.server import Afterimage
 
 
@@ -28,6 +28,29 @@ with scratch() as folder:
     run("qemu-img", "create", "-q", "-f", "qcow2", server.backing(), "64M")
     refused(server, "qcow2", "like a qcow2 image", "raw = true")
 
+    # The second disk of a group: nothing is made for the first one either.
+    two = {"vm1": {"vdb": "8MiB", "vda": "8MiB"}}
+    server = Afterimage(folder, name="second-missing", groups=two)
+    server.backing().unlink()
+    refused(server, "missing")
+    server = Afterimage(folder, name="second-odd", groups=two)
+    os.truncate(server.backing(), 1000)
+    refused(server, "odd", "has 1000 bytes")
+    server = Afterimage(folder, name="second-claimed", groups=two)
+    (server.folder / "vm1-vda.raw.afterimage").write_text("not a marker")
+    refused(server, "no marker", "not a valid marker")
+
+    # A disk more for a group that has a log, whose other disk is refused.
+    server = Afterimage(folder, name="grown", groups={"vm1": {"vda": "8MiB"}})
+    with server:
+        server.stop()
+        with open(server.backing(), "r+b") as file:
+            file.write(b"changed behind our back")
+        server.groups = two
+        fallocate_sparse(server.backing("vdb"), 8 << 20)
+        server.write_config()
+        refused(server, "later: another disk was changed", "the backing was changed")
+
     # QEMU holds its locks on the image: the start waits a while, then says that it is in use.
     server = Afterimage(folder, name="in-use")
     holder = Child(["qemu-nbd", "-f", "raw", "-k", folder / "holder.sock", "-t", server.backing()], folder / "holder.log")
@@ -35,11 +58,12 @@ with scratch() as folder:
 
     # Two servers, one backing and log; both refusals are waited for at once.
     with Afterimage(folder, name="first") as first, ThreadPoolExecutor() as pool:
-        held = pool.submit(refused, server, "in use")
+        held = pool.submit(refused, server, "in use", f"is in use by qemu-nbd (pid {holder.pid})")
         second = Afterimage(folder, name="second", create_backings=False)
         os.symlink(first.backing(), second.backing())
         said = second.start_refused()
-        expect("use" in said or "lock" in said, f"a backing of another server:\n{said}")
+        expect(f"{second.backing()} is in use by afterimage (pid {first.child.pid})" in said,
+               f"a backing of another server:\n{said}")
         second.close()
         held.result()
     holder.kill()

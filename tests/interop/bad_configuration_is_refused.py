@@ -1,5 +1,7 @@
 """Wrong configurations and names: exit code 2, and a message that names file, key and remedy."""
 
+import socket
+
 from harness.process import expect, run, scratch
 from harness.server import Afterimage, binary
 
@@ -50,13 +52,37 @@ with scratch() as folder:
         server.cli(*words, ok=2)
     server.close()
 
+    # A start that is refused leaves the files that were there (`start_refused` compares), of two disks too.
+    two = {"vm1": {"vda": "8MiB", "vdb": "8MiB"}}
+
     # A folder for rings that would not outlive the process.
     with scratch() as elsewhere:
         rings = elsewhere / "rings"
         rings.mkdir()
-        server = Afterimage(folder, name="disk-rings", ring_dir=rings)
+        server = Afterimage(folder, name="disk-rings", ring_dir=rings, groups=two)
         try:
             said = server.start_refused()
             expect(str(rings) in said and "tmpfs" in said, f"ring_dir on a disk:\n{said}")
         finally:
             server.close()
+
+    # An address that somebody has.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = Afterimage(folder, name="taken", groups=two)
+        server.metrics_port = taken.getsockname()[1]
+        server.write_config()
+        said = server.start_refused()
+        expect(f"127.0.0.1:{server.metrics_port} for metrics" in said, f"a taken address:\n{said}")
+        server.close()
+
+    # A folder for the log that cannot be made; the folders above it are not there either.
+    server = Afterimage(folder, name="folders", groups=two)
+    config = server.config.read_text()
+    server.config.write_text(config.replace(str(server.log_path()), f"{server.folder}/new/{'n' * 256}/vm1.log"))
+    said = server.start_refused()
+    expect(f"{server.folder}/new/nnn" in said, f"a folder that cannot be made:\n{said}")
+
+    # What is refused is no hindrance once it is put right.
+    server.config.write_text(config.replace(str(server.log_path()), f"{server.folder}/new/vm1.log"))
+    with server:
+        expect((server.folder / "new/vm1.log").exists(), "the log in its new folder")

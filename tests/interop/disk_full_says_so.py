@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from harness.model import Disk, same_content
 from harness.nbd_client import Connection
-from harness.process import expect, expect_equal, run, scratch, wait_until
+from harness.process import expect, expect_equal, fallocate_sparse, run, scratch, wait_until
 from harness.server import Afterimage
 
 
@@ -25,11 +25,42 @@ def small_file_system(path, size):
 with scratch() as folder:
     # The log does not fit.
     with small_file_system(folder / "log-site", "16m"):
-        server = Afterimage(folder, name="log-site", groups={"vm1": {"vda": "1MiB"}}, log="64MiB")
+        server = Afterimage(folder, name="log-site", groups={"vm1": {"vda": "1MiB", "vdb": "1MiB"}}, log="64MiB")
         said = server.start_refused()
         expect(str(server.log_path()) in said, f"the log is named:\n{said}")
         expect(not server.log_path().exists(), "no half a log is left behind")
         server.close()
+
+    # The ring does not fit: nothing stays of it, nor of log and markers. With room it starts.
+    with small_file_system(folder / "rings", "4m") as rings:
+        server = Afterimage(folder, name="ring-site", groups={"vm1": {"vda": "1MiB", "vdb": "1MiB"}}, ring="8MiB",
+                            ring_dir=rings)
+        said = server.start_refused()
+        expect("no room for a ring of 8388608 bytes" in said and str(rings) in said, f"the ring is named:\n{said}")
+        run("mount", "-o", "remount,size=12m", rings)
+        with server:
+            server.stop()
+            # A larger one, for a group that has a log.
+            server.ring = "16MiB"
+            server.write_config()
+            said = server.start_refused()
+            expect("no room for a ring of 16777216 bytes" in said, f"the ring is named:\n{said}")
+            run("mount", "-o", "remount,size=32m", rings)
+            server.start()
+
+    # The marker of the second disk does not fit, log and first marker did: they go again.
+    server = Afterimage(folder, name="marker-site", groups={"vm1": {"vda": "1MiB", "vdb": "1MiB"}},
+                        create_backings=False)
+    with small_file_system(server.folder / "images", "16m,nr_inodes=4") as images:
+        server.backing = lambda disk="vda", group="vm1": images / f"{disk}.raw"
+        for disk in ("vda", "vdb"):
+            fallocate_sparse(server.backing(disk), 1 << 20)
+        server.write_config()
+        said = server.start_refused()
+        expect(f"{images}/vdb.raw.afterimage: No space left" in said, f"the marker is named:\n{said}")
+        run("mount", "-o", "remount,nr_inodes=16", images)
+        with server:
+            expect_equal(len(list(images.iterdir())), 4, "two images and their markers")
 
     # The repository fills: the guest goes on, the state says it, and it resumes by itself.
     with small_file_system(folder / "full-repo", "24m") as repository:

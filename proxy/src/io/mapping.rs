@@ -7,10 +7,10 @@
 
 use super::locks::{self, LockError};
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -66,12 +66,13 @@ pub enum MappingError {
 pub struct RingMapping {
     path: PathBuf,
     memory: MmapRaw,
-    _file: File,
+    file: File,
 }
 
 impl RingMapping {
     /// Creates the ring file with `len` zero bytes, maps and locks it. A file that is there
-    /// already is opened and, under its lock, emptied first.
+    /// already is opened and, under its lock, emptied first, unless there is no room: then it stays
+    /// as it was.
     ///
     /// # Errors
     /// Not on a tmpfs, no room, or held by another process for longer than `patience`.
@@ -84,9 +85,70 @@ impl RingMapping {
                 source,
             }
         };
+        let before = file.metadata().map_err(system("read its length"))?.len();
+        if let Err(error) = Self::allocate(&file, path, len) {
+            // Not to leave a file of whatever fitted.
+            let _ = file.set_len(before);
+            return Err(error);
+        }
         file.set_len(0).map_err(system("empty it"))?;
         Self::allocate(&file, path, len)?;
         Self::map(file, path)
+    }
+
+    /// A ring of `len` zero bytes for `path`, mapped and locked, that has no name before
+    /// [`RingMapping::publish`]: whatever ends the process until then, nothing of it stays.
+    ///
+    /// # Errors
+    /// Not on a tmpfs, or no room.
+    pub fn prepare(path: &Path, len: u64) -> Result<Self, MappingError> {
+        let folder = Self::tmpfs_of(path)?;
+        let system = |action| {
+            move |errno: rustix::io::Errno| MappingError::System {
+                path: path.to_owned(),
+                action,
+                source: errno.into(),
+            }
+        };
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::TMPFILE;
+        let file = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR);
+        let file = File::from(file.map_err(system("make it"))?);
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(system("set its mode"))?;
+        locks::lock_whole(file.as_fd()).map_err(|source| MappingError::Lock {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::allocate(&file, path, len)?;
+        Self::map(file, path)
+    }
+
+    /// Gives a prepared ring its name, where nothing may be.
+    ///
+    /// # Errors
+    /// The error of the operating system.
+    pub fn publish(&self) -> Result<(), MappingError> {
+        let same = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+        let linked = rustix::fs::linkat(CWD, same, CWD, &self.path, flags);
+        linked.map_err(|errno| MappingError::System {
+            path: self.path.clone(),
+            action: "give it its name",
+            source: errno.into(),
+        })
+    }
+
+    /// The folder of a ring, which must be on a tmpfs.
+    fn tmpfs_of(path: &Path) -> Result<&Path, MappingError> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let statfs = rustix::fs::statfs(folder).map_err(|errno| MappingError::System {
+            path: path.to_owned(),
+            action: "look at its folder",
+            source: errno.into(),
+        })?;
+        if statfs.f_type as u64 != TMPFS_MAGIC {
+            return Err(MappingError::NotTmpfs(folder.to_owned()));
+        }
+        Ok(folder)
     }
 
     /// Maps and locks a ring file that exists, as long as it is.
@@ -106,11 +168,7 @@ impl RingMapping {
                 source: errno.into(),
             }
         };
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let statfs = rustix::fs::statfs(folder).map_err(system("look at its folder"))?;
-        if statfs.f_type as u64 != TMPFS_MAGIC {
-            return Err(MappingError::NotTmpfs(folder.to_owned()));
-        }
+        Self::tmpfs_of(path)?;
         let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         if create {
             flags |= OFlags::CREATE;
@@ -135,14 +193,10 @@ impl RingMapping {
     fn allocate(file: &File, path: &Path, len: u64) -> Result<(), MappingError> {
         match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
             Ok(()) => Ok(()),
-            Err(rustix::io::Errno::NOSPC) => {
-                // Not to leave a file of whatever fitted.
-                let _ = file.set_len(0);
-                Err(MappingError::NoSpace {
-                    path: path.to_owned(),
-                    len,
-                })
-            }
+            Err(rustix::io::Errno::NOSPC) => Err(MappingError::NoSpace {
+                path: path.to_owned(),
+                len,
+            }),
             Err(errno) => Err(MappingError::System {
                 path: path.to_owned(),
                 action: "allocate it",
@@ -173,7 +227,7 @@ impl RingMapping {
         Ok(Self {
             path: path.to_owned(),
             memory,
-            _file: file,
+            file,
         })
     }
 

@@ -488,11 +488,44 @@ fn a_ring_belongs_on_a_tmpfs_and_must_fit() {
     );
     assert!(!folder.path().join("ring").exists());
     let folder = shm();
-    let huge = RingMapping::create(&folder.path().join("ring"), 1 << 50, Duration::ZERO);
+    let path = folder.path().join("ring");
+    let ring = RingMapping::create(&path, 65536, Duration::ZERO).expect("created");
+    ring.store(8, 0xfeed);
+    drop(ring);
+    let huge = RingMapping::create(&path, 1 << 50, Duration::ZERO);
     assert!(
         matches!(huge, Err(MappingError::NoSpace { .. })),
         "{huge:?}"
     );
+    let kept = RingMapping::open(&path, Duration::ZERO).expect("is there");
+    assert_eq!((kept.len(), kept.load(8)), (65536, 0xfeed));
+}
+
+#[test]
+fn a_prepared_ring_is_nowhere_until_it_gets_its_name() {
+    let folder = shm();
+    let path = folder.path().join("ring");
+    let huge = RingMapping::prepare(&path, 1 << 50);
+    assert!(
+        matches!(huge, Err(MappingError::NoSpace { .. })),
+        "{huge:?}"
+    );
+    let ring = RingMapping::prepare(&path, 65536).expect("made");
+    let names = || std::fs::read_dir(folder.path()).expect("read").count();
+    assert_eq!(names(), 0);
+    ring.publish().expect("named");
+    let second = RingMapping::open(&path, Duration::ZERO);
+    assert!(
+        matches!(second, Err(MappingError::Lock { .. })),
+        "{second:?}"
+    );
+    let taken = RingMapping::prepare(&path, 65536).expect("made").publish();
+    assert!(
+        matches!(taken, Err(MappingError::System { .. })),
+        "{taken:?}"
+    );
+    ring.remove().expect("removed");
+    assert_eq!(names(), 0);
 }
 
 #[test]

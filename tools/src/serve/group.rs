@@ -35,7 +35,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::abandon::abandon_claims;
 use super::guest::GuestNotes;
-use super::open::{self, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use super::open::{self, Made, OpenDisk, OpenGroup, OpenGroupError, Purpose};
 use super::remembered::Remembered;
 use super::replace::{ReplaceError, replace_failed_log};
 use super::report;
@@ -306,30 +306,29 @@ fn recover_group(
     group: &GroupConfig,
     accepted: Accepted,
 ) -> Result<Recovered, GroupError> {
+    let uring = Uring::new()?;
     let OpenGroup {
         parts,
         mut input,
         ring,
+        made,
         disks,
         ..
     } = open::open(config, group, accepted, Purpose::Serve)?;
-    let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, parts);
-    let mut recovered = recover(&mut storage, &input);
-    if let Err(RecoveryError::LogFailed { .. }) = recovered {
-        replace_failed_log(&mut storage, &mut input, group, None)?;
-        recovered = recover(&mut storage, &input);
-    }
+    let recovered = match recover(&mut storage, &input) {
+        Err(RecoveryError::LogFailed { .. }) => {
+            replace_failed_log(&mut storage, &mut input, group, None)
+                .map_err(GroupError::from)
+                .and_then(|_| Ok(recover(&mut storage, &input)?))
+        }
+        other => other.map_err(GroupError::from),
+    };
     let recovered = match recovered {
         Ok(recovered) => recovered,
         Err(error) => {
-            if let (Some(parts), (_, true)) = (storage.into_parts(), &ring)
-                && let Some(made) = parts.ring
-            {
-                // Ours and empty: it must not be taken for one that was lost and found.
-                let _ = made.remove();
-            }
-            return Err(error.into());
+            refused(storage.into_parts(), ring.1, &made);
+            return Err(error);
         }
     };
     let report = *recovered.report();
@@ -364,6 +363,17 @@ fn recover_group(
         report,
         input,
     })
+}
+
+/// Takes back what was made for a group that is not served after all.
+fn refused(parts: Option<StorageParts>, ring_is_new: bool, made: &Made) {
+    // With its parts, a storage gives up its locks: none of them is free before this is done.
+    let Some(mut parts) = parts else { return };
+    made.take_back();
+    if let Some(ring) = parts.ring.take_if(|_| ring_is_new) {
+        // Ours and empty: it must not be taken for one that was lost and found.
+        let _ = ring.remove();
+    }
 }
 
 fn engine_config(group: &GroupConfig) -> EngineConfig {
@@ -613,24 +623,40 @@ pub fn make_plain(
     accepted: Accepted,
     progress: &mut dyn FnMut(ReplayProgress),
 ) -> Result<(RecoveryReport, Vec<PathBuf>), GroupError> {
+    let uring = Uring::new()?;
     let mut open = open::open(config, group, accepted, Purpose::Leave)?;
     let paths = backing_paths(&open.disks);
-    let uring = Uring::new()?;
     let mut storage = UringStorage::new(&uring, open.parts);
     let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
-    let mut report = recover_to_plain(&mut storage, &open.input, &last_write, progress);
-    if let Err(RecoveryError::LogFailed { .. }) = report {
-        replace_failed_log(&mut storage, &mut open.input, group, None)?;
-        report = recover_to_plain(&mut storage, &open.input, &last_write, progress);
+    let report = match recover_to_plain(&mut storage, &open.input, &last_write, progress) {
+        Err(RecoveryError::LogFailed { .. }) => {
+            let replaced = replace_failed_log(&mut storage, &mut open.input, group, None);
+            let again = |_| {
+                Ok(recover_to_plain(
+                    &mut storage,
+                    &open.input,
+                    &last_write,
+                    progress,
+                )?)
+            };
+            replaced.map_err(GroupError::from).and_then(again)
+        }
+        other => other.map_err(GroupError::from),
+    };
+    let parts = storage.into_parts();
+    match report {
+        Ok(report) => {
+            // The ring is of no more use to anybody.
+            if let Some(ring) = parts.and_then(|parts| parts.ring) {
+                let _ = ring.remove();
+            }
+            Ok((report, paths.into_values().collect()))
+        }
+        Err(error) => {
+            refused(parts, open.ring.1, &open.made);
+            Err(error)
+        }
     }
-    let ring = storage.into_parts().and_then(|parts| parts.ring);
-    // The ring is of no more use to anybody, or was made just now.
-    if (report.is_ok() || open.ring.1)
-        && let Some(ring) = ring
-    {
-        let _ = ring.remove();
-    }
-    Ok((report?, paths.into_values().collect()))
 }
 
 /// Writes what a group's failed log lacks to a new one at `target`, for when it cannot have the old
@@ -644,16 +670,11 @@ pub fn move_failed_log(
     accepted: Accepted,
     target: &Path,
 ) -> Result<Rewritten, GroupError> {
-    let mut open = open::open(config, group, accepted, Purpose::Leave)?;
     let uring = Uring::new()?;
+    let mut open = open::open(config, group, accepted, Purpose::Leave)?;
     let mut storage = UringStorage::new(&uring, open.parts);
     let moved = replace_failed_log(&mut storage, &mut open.input, group, Some(target));
-    if open.ring.1
-        && let Some(ring) = storage.into_parts().and_then(|parts| parts.ring)
-    {
-        // Ours and empty: it must not be taken for one that was lost and found.
-        let _ = ring.remove();
-    }
+    refused(storage.into_parts(), open.ring.1, &open.made);
     Ok(moved?)
 }
 

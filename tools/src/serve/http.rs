@@ -31,9 +31,23 @@ pub(super) fn make_folders(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The listener for metrics. Scrapers queue until the rest is there.
+///
+/// # Errors
+/// Names the address.
+pub(super) async fn bind_metrics(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.metrics else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
+    Ok(Some(listener))
+}
+
 /// Answers API and metrics until the tasks are dropped.
 pub(super) async fn start(
     config: &Config,
+    metrics: Option<TcpListener>,
     daemon: &Arc<dyn Control>,
 ) -> anyhow::Result<JoinSet<()>> {
     let mut tasks = JoinSet::new();
@@ -45,10 +59,7 @@ pub(super) async fn start(
             tracing::error!(%error, "the API ended");
         }
     });
-    if let Some(address) = config.metrics {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} for metrics"))?;
+    if let Some(listener) = metrics {
         let router = server::metrics(Arc::clone(daemon));
         tasks.spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {

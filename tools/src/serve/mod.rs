@@ -136,7 +136,9 @@ async fn serve(
     // Before anything else: a guest that the process before left frozen waits for this.
     guest::thaw_left_frozen(&config);
     http::make_folders(&config)?;
+    // Before any group has begun: an address that is taken is no reason to begin one.
     let listeners = listeners::bind(&config, passed)?;
+    let metrics = http::bind_metrics(&config).await?;
     let receivers = Receivers::open(&config, accept_new_repository).await?;
     let stop = CancellationToken::new();
     let replica = match (&config.replica, receivers.of_replica(&config)) {
@@ -167,7 +169,7 @@ async fn serve(
         receivers,
         failed,
     ));
-    let http = http::start(&config, &daemon).await?;
+    let http = http::start(&config, metrics, &daemon).await?;
     let rates = tokio::spawn(measure_rates(Arc::clone(&served)));
     tracing::info!(groups = served.groups().len(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);

@@ -1,9 +1,17 @@
 //! Opens the files of a group: log, backings, claims, ring; all locked on the descriptions that
 //! carry their I/O.
 //!
-//! Blocking. What is read of a file is read when its lock is held. Finds out who the group is: its UUID and those of its disks stand in the log and in
-//! the claims beside the backings, so that a log or a backing of another group is refused before
-//! anything is written. A claim is created empty, which counts as none.
+//! Blocking. What is read of a file is read when its lock is held. Finds out who the group is: its
+//! UUID and those of its disks stand in the log and in the claims beside the backings, so that a log
+//! or a backing of another group is refused before anything is written. A claim is created empty,
+//! which counts as none.
+//!
+//! Always holds: a start that is refused leaves the files that were there, and no others. So whatever
+//! can be refused is looked at before anything is made: every disk, its claim, the log. A new ring is
+//! allocated before the log is written and has no name until then; claims come last, since a log that
+//! never ran needs none. What was made is taken back by [`Made::take_back`], the backings being locked
+//! still, which keeps any other start of these disks out. A kill in between leaves a log that never
+//! ran or empty claims, which the next start takes as they are.
 
 use afterimage_format::claim::{CLAIM_FILE_BYTES, CLAIM_SUFFIX, Claim, ClaimError, ClaimState};
 use afterimage_format::ids::{BLOCK_SIZE, BootId, DiskId, DiskIndex, GroupId, LogId};
@@ -22,7 +30,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{
-    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+    DirBuilderExt as _, FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 };
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -133,6 +141,8 @@ pub struct OpenGroup {
     pub superblock: Superblock,
     /// Path of the ring; with `true` when it was made just now.
     pub ring: (PathBuf, bool),
+    /// Log and claims that were made just now.
+    pub made: Made,
     /// Configured disks with their place in the superblock's table.
     pub disks: Vec<OpenDisk>,
 }
@@ -157,114 +167,304 @@ pub struct OpenDisk {
 struct Claimed<'a> {
     config: &'a DiskConfig,
     path: PathBuf,
-    file: StorageFile,
+    /// None where there is none yet.
+    file: Option<StorageFile>,
     claim: Option<Claim>,
+}
+
+/// What an opening has made, to be taken back when the group is refused after all.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// The log.
+    log: Option<(PathBuf, LogId)>,
+    /// Claims.
+    claims: Vec<PathBuf>,
+    /// Claims of all disks of the group.
+    of_group: Vec<PathBuf>,
+    /// Folders; what lies in another comes behind it.
+    folders: Vec<PathBuf>,
+}
+
+impl Made {
+    /// Removes what was made and is of no use yet: claims that claim nothing, a log that no claim
+    /// names. To be called while the backings are locked.
+    pub fn take_back(&self) {
+        let empty =
+            |path: &PathBuf| fs::read(path).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+        for claim in self.claims.iter().filter(|path| empty(path)) {
+            removed(claim, fs::remove_file(claim));
+        }
+        if let Some((path, log)) = &self.log
+            && !self.of_group.iter().any(|claim| may_name(claim, *log))
+            && read_superblock(path).is_ok_and(|found| found.log == *log)
+        {
+            removed(path, remove_log(path));
+        }
+        for folder in self.folders.iter().rev() {
+            // What else has come into it is not ours to remove.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+
+    /// Makes a folder and what it lies in, where they are not there.
+    fn folder(&mut self, folder: &Path) -> Result<(), OpenGroupError> {
+        let missing = folder.ancestors().take_while(|above| !above.exists());
+        let mut missing: Vec<PathBuf> = missing.map(Path::to_owned).collect();
+        let mut builder = fs::DirBuilder::new();
+        while let Some(next) = missing.pop() {
+            match builder.mode(0o700).create(&next) {
+                Ok(()) => self.folders.push(next.clone()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(OpenGroupError::Io { path: next, source }),
+            }
+            sync_folder_of(&next).map_err(at(&next))?;
+        }
+        Ok(())
+    }
+}
+
+fn removed(path: &Path, outcome: io::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!(path = %path.display(), %error, "was made for a start that is refused, and could not be removed");
+    }
+}
+
+/// Whether a claim names a log, or cannot be understood.
+fn may_name(claim: &Path, log: LogId) -> bool {
+    match fs::read(claim) {
+        Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => false,
+        Ok(bytes) => Claim::decode_file(&bytes).map_or(true, |claim| {
+            claim.log == log || claim.next_log == Some(log)
+        }),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// A device was empty before it became a log, and is so again.
+fn remove_log(path: &Path) -> io::Result<()> {
+    if !fs::metadata(path)?.file_type().is_block_device() {
+        return fs::remove_file(path);
+    }
+    let device = fs::File::options().write(true).open(path)?;
+    device.write_all_at(&[0; 2 * BLOCK_SIZE], 0)?;
+    device.sync_all()
+}
+
+/// What is open so far, all of it locked.
+struct Opening<'a> {
+    backings: Vec<Backing>,
+    claimed: Vec<Claimed<'a>>,
+    log: Option<StorageFile>,
+    ring: Option<RingMapping>,
+    ring_is_new: bool,
+    made: Made,
+}
+
+/// Who a group is.
+struct Identity {
+    superblock: Superblock,
+    ids: Vec<DiskId>,
+    ring_path: PathBuf,
+    boot: BootId,
 }
 
 /// Opens everything of a group.
 ///
 /// # Errors
-/// Says which file and what to do.
+/// Says which file and what to do. Every file is as it was then.
 pub fn open(
     config: &Config,
     group: &GroupConfig,
     accepted: Accepted,
     purpose: Purpose,
 ) -> Result<OpenGroup, OpenGroupError> {
-    let boot = boot_id().map_err(at(Path::new("/proc/sys/kernel/random/boot_id")))?;
-    let boot = BootId::from_bytes(boot);
-    // The backings first: whether they exist and are free is the commonest trouble.
-    let mut backings = Vec::new();
-    let mut claimed = Vec::new();
-    for disk in &group.disks {
-        let options = BackingOptions {
-            raw: disk.raw,
-            patience: PATIENCE,
-            ..BackingOptions::default()
-        };
-        backings.push(Backing::open(&disk.path, &options)?);
-        claimed.push(open_claim(group, disk)?);
-    }
-    let sinks: Vec<SinkId> = group
-        .to
-        .iter()
-        .map(|sink| SinkId::of_url(&sink.url.to_string()))
-        .collect();
-    let (log, superblock, ids) = match has_log(&group.log_path)? {
-        true => existing_log(group, &claimed, &backings, accepted)?,
-        false if purpose == Purpose::Leave => {
-            let mut needed = claimed.iter().filter_map(|disk| log_missing(group, disk));
-            if let Some(missing) = needed.next() {
-                return Err(missing);
-            }
-            return Err(OpenGroupError::NoLog {
-                path: group.log_path.clone(),
-                group: group.name.clone(),
-            });
-        }
-        false => new_log(group, &claimed, &backings, &sinks, boot)?,
-    };
-    let slots = disk_slots(&superblock, &ids);
-    // What went on without its log may have left something in the ring that its disks lack.
-    let abandoned = claimed.iter().any(|disk| {
-        let claim = disk.claim.as_ref();
-        claim.is_some_and(|claim| claim.state == ClaimState::Abandoned)
-    });
-    let (ring_path, ring, ring_is_new) = open_ring(config, group, &superblock, abandoned)?;
-
-    let mut parts = StorageParts {
-        ring: Some(ring),
-        files: vec![(FileId::LOG, log)],
-    };
-    let mut names = FileNames {
-        log: group.log_path.clone(),
-        next_log: PathBuf::new(),
-        ring: ring_path.clone(),
-        backings: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
-        claims: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
-    };
-    let mut configured = Vec::new();
-    let mut disks = Vec::new();
-    for (((disk, backing), id), index) in claimed.into_iter().zip(backings).zip(ids).zip(slots) {
-        let path = disk.config.path.clone();
-        let place = usize::from(index.0);
-        if names.backings.len() <= place {
-            names.backings.resize(place + 1, PathBuf::new());
-            names.claims.resize(place + 1, PathBuf::new());
-        }
-        names.backings[place].clone_from(&path);
-        names.claims[place] = claim_path(group, disk.config);
-        configured.push(ConfiguredDisk {
-            id,
-            size: backing.size,
-            last_write: last_write(&path),
-        });
-        disks.push(OpenDisk {
-            name: disk.config.name.clone(),
-            id,
-            index,
-            rotates: device::rotates(&path),
-            path,
-            size: backing.size,
-        });
-        parts.files.push((FileId::backing(index), backing.file));
-        parts.files.push((FileId::claim(index), disk.file));
-    }
-    Ok(OpenGroup {
-        parts,
-        input: RecoveryInput {
-            names,
-            group: superblock.group,
-            boot,
-            disks: configured,
-            sinks,
-            claims: true,
-            accepted,
+    let mut opening = Opening {
+        backings: Vec::new(),
+        claimed: Vec::new(),
+        log: None,
+        ring: None,
+        ring_is_new: false,
+        made: Made {
+            of_group: claim_paths(group),
+            ..Made::default()
         },
-        superblock,
-        ring: (ring_path, ring_is_new),
-        disks,
-    })
+    };
+    match opening.all(config, group, accepted, purpose) {
+        Ok(identity) => Ok(opening.into_group(group, accepted, identity)),
+        Err(error) => {
+            opening.made.take_back();
+            if let Some(ring) = opening.ring.filter(|_| opening.ring_is_new) {
+                let path = ring.path().to_owned();
+                removed(&path, ring.remove());
+            }
+            Err(error)
+        }
+    }
+}
+
+impl<'a> Opening<'a> {
+    fn all(
+        &mut self,
+        config: &Config,
+        group: &'a GroupConfig,
+        accepted: Accepted,
+        purpose: Purpose,
+    ) -> Result<Identity, OpenGroupError> {
+        let boot = boot_id().map_err(at(Path::new("/proc/sys/kernel/random/boot_id")))?;
+        let boot = BootId::from_bytes(boot);
+        // The backings first: whether they exist and are free is the commonest trouble.
+        for disk in &group.disks {
+            let options = BackingOptions {
+                raw: disk.raw,
+                patience: PATIENCE,
+            };
+            self.backings.push(Backing::open(&disk.path, &options)?);
+            self.claimed.push(read_claim(group, disk)?);
+        }
+        let (new, superblock, ids) = match has_log(&group.log_path)? {
+            true => {
+                let found = existing_log(group, &self.claimed, &self.backings, accepted)?;
+                let (log, superblock, ids) = found;
+                self.log = Some(log);
+                (None, superblock, ids)
+            }
+            false if purpose == Purpose::Leave => {
+                let mut needed = self.claimed.iter().filter_map(|d| log_missing(group, d));
+                if let Some(missing) = needed.next() {
+                    return Err(missing);
+                }
+                return Err(OpenGroupError::NoLog {
+                    path: group.log_path.clone(),
+                    group: group.name.clone(),
+                });
+            }
+            false => {
+                let (new, ids) = new_log(group, &self.claimed, &self.backings, boot)?;
+                let superblock = create::initial_superblock(&new);
+                (Some(new), superblock, ids)
+            }
+        };
+        // What went on without its log may have left something in the ring that its disks lack.
+        let abandoned = self.claimed.iter().any(|disk| {
+            let claim = disk.claim.as_ref();
+            claim.is_some_and(|claim| claim.state == ClaimState::Abandoned)
+        });
+        let ring_path = ring_path(config, &group.name, superblock.group);
+        let ring = find_ring(&ring_path, group, &superblock, abandoned)?;
+        let superblock = match new {
+            Some(new) => self.create_log(group, &new)?,
+            None => superblock,
+        };
+        for disk in &mut self.claimed {
+            if disk.file.is_none() {
+                disk.file = Some(make_claim(group, disk, &mut self.made)?);
+            }
+        }
+        self.ring_is_new = matches!(ring, FoundRing::New(_));
+        self.ring = Some(match ring {
+            FoundRing::Kept(ring) => ring,
+            FoundRing::New(ring) => {
+                ring.publish()?;
+                ring
+            }
+            FoundRing::OfNoUse(wanted) => RingMapping::create(&ring_path, wanted, PATIENCE)?,
+        });
+        Ok(Identity {
+            superblock,
+            ids,
+            ring_path,
+            boot,
+        })
+    }
+
+    fn create_log(
+        &mut self,
+        group: &GroupConfig,
+        new: &NewLog,
+    ) -> Result<Superblock, OpenGroupError> {
+        let path = &group.log_path;
+        tracing::info!(group = %group.name, path = %path.display(), bytes = group.log_size, "writing a new log");
+        if let Some(folder) = path.parent() {
+            self.made.folder(folder)?;
+        }
+        self.log = Some(create::create(path, new)?);
+        self.made.log = Some((path.clone(), new.log));
+        read_superblock(path)
+    }
+
+    fn into_group(self, group: &GroupConfig, accepted: Accepted, identity: Identity) -> OpenGroup {
+        let Identity {
+            superblock,
+            ids,
+            ring_path,
+            boot,
+        } = identity;
+        let slots = disk_slots(&superblock, &ids);
+        let mut parts = StorageParts {
+            ring: self.ring,
+            files: Vec::new(),
+        };
+        parts.files.extend(self.log.map(|log| (FileId::LOG, log)));
+        let mut names = FileNames {
+            log: group.log_path.clone(),
+            next_log: PathBuf::new(),
+            ring: ring_path.clone(),
+            backings: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
+            claims: vec![PathBuf::new(); superblock.disks.len().max(slots.len())],
+        };
+        let mut configured = Vec::new();
+        let mut disks = Vec::new();
+        let files = self.claimed.into_iter().zip(self.backings);
+        for (((disk, backing), id), index) in files.zip(ids).zip(slots) {
+            let path = disk.config.path.clone();
+            let place = usize::from(index.0);
+            if names.backings.len() <= place {
+                names.backings.resize(place + 1, PathBuf::new());
+                names.claims.resize(place + 1, PathBuf::new());
+            }
+            names.backings[place].clone_from(&path);
+            names.claims[place] = disk.path;
+            configured.push(ConfiguredDisk {
+                id,
+                size: backing.size,
+                last_write: last_write(&path),
+            });
+            disks.push(OpenDisk {
+                name: disk.config.name.clone(),
+                id,
+                index,
+                rotates: device::rotates(&path),
+                path,
+                size: backing.size,
+            });
+            parts.files.push((FileId::backing(index), backing.file));
+            let claim = disk.file.map(|file| (FileId::claim(index), file));
+            parts.files.extend(claim);
+        }
+        OpenGroup {
+            parts,
+            input: RecoveryInput {
+                names,
+                group: superblock.group,
+                boot,
+                disks: configured,
+                sinks: sinks(group),
+                claims: true,
+                accepted,
+            },
+            superblock,
+            ring: (ring_path, self.ring_is_new),
+            made: self.made,
+            disks,
+        }
+    }
+}
+
+fn sinks(group: &GroupConfig) -> Vec<SinkId> {
+    let sinks = group.to.iter();
+    sinks
+        .map(|sink| SinkId::of_url(&sink.url.to_string()))
+        .collect()
 }
 
 /// What the system knows of the last write to a backing.
@@ -302,48 +502,24 @@ fn claim_path(group: &GroupConfig, disk: &DiskConfig) -> PathBuf {
     path.into()
 }
 
-/// Makes the folder of the claims if it is not there, durably.
-fn make_claims_folder(folder: &Path) -> Result<(), OpenGroupError> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let mut builder = fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(at(folder))?;
-    let above = folder.parent().unwrap_or(Path::new("/"));
-    let synced = fs::File::open(above).and_then(|above| above.sync_all());
-    synced.map_err(at(above))
-}
-
-fn open_claim<'a>(
+/// The claim of a disk if it has one. A process that was killed may have written it until its lock
+/// is free.
+fn read_claim<'a>(
     group: &GroupConfig,
     disk: &'a DiskConfig,
 ) -> Result<Claimed<'a>, OpenGroupError> {
     let path = claim_path(group, disk);
-    if path.parent() == Some(&group.claims) {
-        make_claims_folder(&group.claims)?;
-    }
-    let created = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&path);
-    match created {
-        Ok(file) => {
-            file.set_len(CLAIM_FILE_BYTES as u64).map_err(at(&path))?;
-            file.sync_all().map_err(at(&path))?;
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            let synced = fs::File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(at(folder))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(OpenGroupError::Io { path, source }),
-    }
-    let file = StorageFile::open(&path, &OpenOptions::log().patience(PATIENCE))?;
-    // A process that was killed may have written it until a moment ago.
+    let none = |path| Claimed {
+        config: disk,
+        path,
+        file: None,
+        claim: None,
+    };
+    let file = match StorageFile::open(&path, &OpenOptions::log().patience(PATIENCE)) {
+        Ok(file) => file,
+        Err(OpenError::Missing(_)) => return Ok(none(path)),
+        Err(error) => return Err(error.into()),
+    };
     let mut bytes = vec![0; file.len().map_err(at(&path))? as usize];
     file.read_at(0, &mut bytes).map_err(at(&path))?;
     let claim = if bytes.iter().all(|byte| *byte == 0) {
@@ -356,11 +532,34 @@ fn open_claim<'a>(
         })?)
     };
     Ok(Claimed {
-        config: disk,
-        path,
-        file,
+        file: Some(file),
         claim,
+        ..none(path)
     })
+}
+
+/// Makes an empty claim, durable with its directory entry, where none is.
+fn make_claim(
+    group: &GroupConfig,
+    disk: &Claimed<'_>,
+    made: &mut Made,
+) -> Result<StorageFile, OpenGroupError> {
+    let path = &disk.path;
+    if path.parent() == Some(&group.claims) {
+        made.folder(&group.claims)?;
+    }
+    let created = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let file = created.map_err(at(path))?;
+    made.claims.push(path.clone());
+    file.set_len(CLAIM_FILE_BYTES as u64).map_err(at(path))?;
+    file.sync_all().map_err(at(path))?;
+    sync_folder_of(path).map_err(at(path))?;
+    let options = OpenOptions::log().patience(PATIENCE);
+    Ok(StorageFile::open(path, &options)?)
 }
 
 /// Whether a log is there. A block device counts as one once it has a superblock.
@@ -369,7 +568,7 @@ fn has_log(path: &Path) -> Result<bool, OpenGroupError> {
         Ok(meta) if meta.file_type().is_block_device() => {
             let mut head = [0; 2 * BLOCK_SIZE];
             let file = fs::File::open(path).map_err(at(path))?;
-            std::os::unix::fs::FileExt::read_exact_at(&file, &mut head, 0).map_err(at(path))?;
+            file.read_exact_at(&mut head, 0).map_err(at(path))?;
             Ok(head.iter().any(|byte| *byte != 0))
         }
         Ok(_) => Ok(true),
@@ -449,13 +648,13 @@ fn log_missing(group: &GroupConfig, disk: &Claimed<'_>) -> Option<OpenGroupError
     })
 }
 
+/// What a new log is to be, if there may be one.
 fn new_log(
     group: &GroupConfig,
     claimed: &[Claimed<'_>],
     backings: &[Backing],
-    sinks: &[SinkId],
     boot: BootId,
-) -> Result<OpenedLog, OpenGroupError> {
+) -> Result<(NewLog, Vec<DiskId>), OpenGroupError> {
     let mut known: Option<GroupId> = None;
     let mut ids = Vec::new();
     for disk in claimed {
@@ -486,19 +685,11 @@ fn new_log(
         log: LogId(Uuid::new_v4()),
         size: group.log_size,
         disks: ids.iter().zip(backings).map(state).collect(),
-        sinks: sinks.to_vec(),
+        sinks: sinks(group),
         boot,
         now_ns: wall_ns(),
     };
-    tracing::info!(group = %group.name, path = %group.log_path.display(), bytes = group.log_size, "writing a new log");
-    if let Some(folder) = group.log_path.parent() {
-        let mut builder = fs::DirBuilder::new();
-        let made = builder.recursive(true).mode(0o700).create(folder);
-        made.map_err(at(folder))?;
-    }
-    let file = create::create(&group.log_path, &new)?;
-    let superblock = read_superblock(&group.log_path)?;
-    Ok((file, superblock, ids))
+    Ok((new, ids))
 }
 
 /// The valid superblock of a log.
@@ -508,7 +699,7 @@ fn new_log(
 pub fn read_superblock(path: &Path) -> Result<Superblock, OpenGroupError> {
     let mut blocks = vec![0; 2 * BLOCK_SIZE];
     let file = fs::File::open(path).map_err(at(path))?;
-    let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut blocks, 0);
+    let read = file.read_exact_at(&mut blocks, 0);
     match read {
         // Too short for superblocks: what is there decides what is said.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
@@ -531,25 +722,32 @@ pub fn ring_path(config: &Config, name: &str, group: GroupId) -> PathBuf {
         .join(format!("afterimage-{name}-{}.ring", &id[..8]))
 }
 
+/// Where a group's ring comes from.
+enum FoundRing {
+    /// As a dead process left it.
+    Kept(RingMapping),
+    /// Where none was; it has no name yet.
+    New(RingMapping),
+    /// It is not needed, and the configuration wants another size.
+    OfNoUse(u64),
+}
+
 /// The ring as a dead process left it. A new one only where none is, or where it is not needed and
 /// the configuration wants another size.
-fn open_ring(
-    config: &Config,
+fn find_ring(
+    path: &Path,
     group: &GroupConfig,
     superblock: &Superblock,
     abandoned: bool,
-) -> Result<(PathBuf, RingMapping, bool), OpenGroupError> {
-    let path = ring_path(config, &group.name, superblock.group);
-    let found = fs::metadata(&path).ok().map(|meta| meta.len());
+) -> Result<FoundRing, OpenGroupError> {
     let wanted = group.ring_size.next_multiple_of(BLOCK_SIZE as u64);
-    let keep =
-        found.is_some_and(|len| len == wanted || (len > 0 && (!superblock.clean || abandoned)));
-    let ring = if keep {
-        RingMapping::open(&path, PATIENCE)?
-    } else {
-        RingMapping::create(&path, wanted, PATIENCE)?
+    let Some(len) = fs::metadata(path).ok().map(|meta| meta.len()) else {
+        return Ok(FoundRing::New(RingMapping::prepare(path, wanted)?));
     };
-    Ok((path, ring, found.is_none()))
+    if len == wanted || (len > 0 && (!superblock.clean || abandoned)) {
+        return Ok(FoundRing::Kept(RingMapping::open(path, PATIENCE)?));
+    }
+    Ok(FoundRing::OfNoUse(wanted))
 }
 
 /// Wall clock, nanoseconds since 1970.
@@ -590,8 +788,9 @@ mod tests {
         fs::write(&file, text).expect("a configuration");
         let config = Config::load(Some(&file)).expect("valid");
         let group = &config.groups[0];
-        let open = open_claim(group, &group.disks[0]).expect("made");
-        assert!(open.claim.is_none(), "an empty one is none");
+        let none = read_claim(group, &group.disks[0]).expect("looked at");
+        assert!(none.file.is_none() && none.claim.is_none());
+        let open = make_claim(group, &none, &mut Made::default()).expect("made");
         let again = || {
             let options = OpenOptions::log().patience(Duration::ZERO);
             StorageFile::open(&claim_path(group, &group.disks[0]), &options)

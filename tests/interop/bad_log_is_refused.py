@@ -95,9 +95,13 @@ with scratch() as folder:
     with server:
         server.stop()
         shutil.copy(server.log_path("vm2"), server.log_path("vm1"))
+        other = server.cli_json("log", "inspect", server.log_path("vm2"))["group"]
+        before = digest(server.log_path("vm1"))
         server.start()
-        said = server.child.log()
-        expect(f"not started: {server.log_path('vm1')}" in said, f"log of another group:\n{said}")
+        said = server.said()
+        expect(f"not started: {server.log_path('vm1')}: this log belongs to group {other}, which has none of the "
+               "configured disks; give each group a log path of its own" in said, f"log of another group:\n{said}")
+        expect(digest(server.log_path("vm1")) == before, "log of another group: it is kept as it was")
         Connection(server.socket).open_export("vm2/vda").close()
 
     # Something that is no log at all is not overwritten.

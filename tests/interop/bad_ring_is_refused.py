@@ -36,7 +36,10 @@ with scratch() as folder:
     # The ring of another group in its place.
     server, other = killed(folder, "one"), killed(folder, "two")
     server.ring_path().write_bytes(other.ring_path().read_bytes())
+    log = other.cli_json("log", "inspect", other.log_path())["log"]
     said = server.start_refused()
-    expect(f"{server.ring_path()}: the ring" in said, f"the ring is named:\n{said}")
+    expect(f"{server.ring_path()}: the ring belongs to log {log}, though the group was not stopped cleanly" in said,
+           f"what is wrong is said:\n{said}")
+    expect("put the ring file back" in said, f"the way out is named:\n{said}")
     other.close()
     server.close()

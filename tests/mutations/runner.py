@@ -29,8 +29,9 @@ TARGET = ROOT / "target/mutations/target"
 LOGS = ROOT / "target/test-logs/mutations"
 # Packages that a break may be in or a test may come from.
 COPIED = ["format", "proxy", "replica", "tools", "benches", "tests"]
-# Packages whose tests are named.
-TESTED = ["format", "proxy", "replica"]
+# Folders whose tests are named, and their packages.
+TESTED = {"format": "afterimage-format", "proxy": "afterimage-proxy", "replica": "afterimage-replica",
+          "tools": "afterimage"}
 QUESTION = "crate::mutation::on"
 PAGE = ROOT / "docs/testing.md"
 # The first seed at which the simulation's judge notices a break; `--simulation` writes it.
@@ -167,7 +168,7 @@ def build(simulation=False):
         command = ["cargo", "build", "--package", "afterimage-tests", "--bin", "afterimage-sim", "--message-format=json"]
     else:
         command = ["cargo", "test", "--lib", "--no-run", "--message-format=json"]
-        command += [word for package in TESTED for word in ("--package", f"afterimage-{package}")]
+        command += [word for name in TESTED.values() for word in ("--package", name)]
     environment = {**os.environ, "CARGO_TARGET_DIR": str(TARGET)}
     done = subprocess.run(command, cwd=COPY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     executables, messages = {}, []

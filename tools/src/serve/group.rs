@@ -690,7 +690,26 @@ fn last_write_to(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> LastWrite {
 
 #[cfg(test)]
 mod tests {
-    use super::GapClock;
+    use super::{GapClock, engine_config};
+    use crate::config::Config;
+    use afterimage_proxy::engine::Ack;
+
+    #[test]
+    fn a_group_answers_from_its_ring_unless_told_otherwise() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("afterimage.toml");
+        for (line, wanted) in [
+            ("", Ack::Ring),
+            ("ack = \"ring\"", Ack::Ring),
+            ("ack = \"durable\"", Ack::Durable),
+        ] {
+            let disk = "[[group.disk]]\nname = \"vda\"\npath = \"/a\"\n";
+            let text = format!("[[group]]\nname = \"vm1\"\n{line}\n{disk}");
+            std::fs::write(&file, text).expect("written");
+            let config = Config::load(Some(&file)).expect("valid");
+            assert_eq!(engine_config(&config.groups[0]).ack, wanted, "{line}");
+        }
+    }
 
     #[test]
     fn gaps_add_up_and_never_shrink() {

@@ -162,3 +162,59 @@ pub(super) fn endpoint(tls: &ServerTls) -> EndpointFiles {
         key: tls.key.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a listener of this configuration answers writes only once they are durable.
+    fn durable(listen: &str) -> bool {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("afterimage.toml");
+        std::fs::write(&file, format!("[nbd]\nlisten = [{listen}]\n")).expect("written");
+        let config = Config::load(Some(&file)).expect("valid");
+        let listener = listener_config(&config.listeners[0], None);
+        listener.expect("a listener").ack_durable
+    }
+
+    #[test]
+    fn writes_of_other_hosts_are_answered_when_durable_unless_told_otherwise() {
+        for (listen, wanted) in [
+            ("\"unix:/run/nbd.sock\"", false),
+            (
+                "{ address = \"unix:/run/nbd.sock\", ack = \"durable\" }",
+                true,
+            ),
+            ("\"tcp://127.0.0.1:10809\"", false),
+            ("\"tcp://[::1]:10809\"", false),
+            (
+                "{ address = \"tcp://127.0.0.1:10809\", ack = \"durable\" }",
+                true,
+            ),
+            (
+                "{ address = \"tcp://192.0.2.1:10809\", plaintext = true }",
+                true,
+            ),
+            (
+                "{ address = \"tcp://0.0.0.0:10809\", plaintext = true }",
+                true,
+            ),
+            ("{ address = \"tcp://[::]:10809\", plaintext = true }", true),
+            (
+                "{ address = \"tcp://0.0.0.0:10809\", plaintext = true, ack = \"ring\" }",
+                false,
+            ),
+        ] {
+            assert_eq!(durable(listen), wanted, "{listen}");
+        }
+    }
+
+    #[test]
+    fn a_socket_of_systemd_keeps_the_rules_of_its_address() {
+        let remote: units::ListenAddress = "tcp://0.0.0.0:10809".parse().expect("valid");
+        let configured = Configured::at(remote);
+        let socket = TcpListener::bind("127.0.0.1:0").expect("a socket");
+        let listener = listener_config(&configured, Some(socket.into()));
+        assert!(listener.expect("a listener").ack_durable);
+    }
+}

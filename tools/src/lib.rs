@@ -67,7 +67,10 @@ fn dispatch(cli: Cli, output: Output) -> anyhow::Result<()> {
         Command::Detach { group } => {
             wait_for(commands::detach::run(&client()?, group.as_str(), output))
         }
-        Command::AttachHelp { disk } => commands::attach_help::run(&load()?, &disk, output),
+        Command::AttachHelp {
+            disk,
+            tls_certificates,
+        } => commands::attach_help::run(&load()?, &disk, &tls_certificates, output),
         Command::Points { group, repository } => wait_for(async {
             let repository = history::repository(&repository, || Ok(load()?)).await?;
             commands::points::run(&repository, group.as_str(), output).await

@@ -11,6 +11,7 @@ use clap_complete::Shell;
 use std::path::PathBuf;
 use values::{DiskRef, GroupName, GroupPoint, Label};
 
+use crate::commands::attach_help;
 use crate::config::units::{ListenAddress, Target};
 
 /// Replicates virtual machine disks continuously and gives back every moment of them.
@@ -148,6 +149,9 @@ pub enum Command {
     AttachHelp {
         /// Which disk, as GROUP/DISK.
         disk: DiskRef,
+        /// Where the client has its certificates, for a listener with TLS.
+        #[arg(long, value_name = "FOLDER", default_value = attach_help::CERTIFICATES)]
+        tls_certificates: PathBuf,
     },
     /// Look into a log
     #[command(subcommand)]

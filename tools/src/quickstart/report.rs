@@ -119,18 +119,18 @@ impl Report {
                 places.folder.display(),
                 places.rings.display(),
                 self.image_lsn,
-                config = places.config().display(),
+                config = attach_help::quoted(&places.config().display().to_string()),
             );
         }
         let live = ListenAddress::Unix(places.nbd());
         text += "The disk as it is now (encrypted):\n\n";
-        text += &attach_help::for_listener(&live, false, &format!("{GROUP}/{DISK}")).to_text();
+        text += &attach_help::for_listener(&live, None, &format!("{GROUP}/{DISK}")).to_text();
         if let Some(disk) = self.image.disks.first() {
             let socket = ListenAddress::Unix(places.folder.join("images.sock"));
             let export = format!("{}/{}", self.image.name, disk.name);
-            let image = attach_help::uri(&socket, false, &export);
+            let image = attach_help::quoted(&attach_help::uri(&socket, false, &export));
             text += &format!(
-                "\nThe image of one write before the attack, read-only:\n\nnbdinfo '{image}'\nqemu-img convert -f raw -O qcow2 '{image}' before-attack.qcow2\n"
+                "\nThe image of one write before the attack, read-only:\n\nnbdinfo {image}\nqemu-img convert -f raw -O qcow2 {image} before-attack.qcow2\n"
             );
         }
         text

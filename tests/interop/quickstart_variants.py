@@ -42,7 +42,9 @@ with scratch() as folder:
     told = json.loads(run(binary(), "--json", "quickstart", "--disk", own, env=environment,
                           patience_seconds=200).stdout)
     expect_equal((told["disk_bytes"], told["writes_lost"]), ((24 << 20) + 512, 0), "what the story tells")
-    expect(told["files"] > 0 and told["files_identical"] == told["files"], f"all is as it was: {told}")
+    # Six pieces of it, and what the application writes.
+    expect_equal((told["files"], told["files_identical"], told["left_out_bytes"]), (7, 7, 0), f"all is as it was: {told}")
+    expect_equal([point["label"] for point in told["checkpoints"]], ["before-lunch", "after-lunch"], "the checkpoints")
     expect_equal(hashlib.sha256(own.read_bytes()).hexdigest(), before, "the user's disk")
     expect_equal(leftovers(temporary), [], "nothing is left behind")
     refused = run(binary(), "quickstart", "--disk", folder / "none.img", env=environment, ok=1)
@@ -79,6 +81,10 @@ with scratch() as folder:
     done = run(*command, env=hidden, patience_seconds=200)
     said = done.stdout + done.stderr
     expect("FAT16" in said, f"the fallback is named:\n{said}")
+    # Every file, that of the application included.
+    for line in ("49 files on FAT16", "49 of 49 unreadable", "49 of 49 files identical"):
+        expect(line in said, f"'{line}' is said:\n{said}")
+    expect("before-lunch (lsn:" in said and "after-lunch (lsn:" in said, f"the checkpoints are listed:\n{said}")
     expect_equal(leftovers(temporary), [], "nothing is left behind")
 
     # --keep leaves a daemon that can be looked at, and the folder.

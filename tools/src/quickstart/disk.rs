@@ -25,8 +25,10 @@ const LIVE_BYTES: usize = 32 << 20;
 const LIVE_BLOCKS_MAX: usize = LIVE_BYTES / BLOCK;
 /// Bytes of a user's disk that count as one file.
 const PIECE_BYTES: usize = 4 << 20;
-/// Most data of a user's disk that is encrypted and compared.
-const FILES_BYTES_MAX: usize = 512 << 20;
+/// Most data of a user's disk that is encrypted and compared, beside what the application writes.
+const FILES_BYTES_MAX: u64 = 512 << 20;
+/// The file that the application writes.
+const LIVE_NAME: &str = "app/orders.db";
 
 /// A file: its name and its blocks on the disk, in order.
 #[derive(Debug, Clone)]
@@ -46,10 +48,18 @@ pub(super) struct Disk {
     pub(super) bytes: u64,
     /// What it is, for people.
     pub(super) what: String,
-    /// Files that stay as they are until the attack.
+    /// All files. The application writes to the last one until the attack, to the others nobody.
     pub(super) files: Vec<Placed>,
+    /// Bytes of data beside these files, which nobody touches.
+    pub(super) left_out: u64,
+}
+
+impl Disk {
     /// Blocks that the application keeps writing to.
-    pub(super) live: Vec<u64>,
+    #[must_use]
+    pub(super) fn live(&self) -> &[u64] {
+        self.files.last().map_or(&[], |file| &file.blocks)
+    }
 }
 
 /// A file to be put on the disk.
@@ -74,16 +84,13 @@ pub(super) fn make(folder: &Path) -> anyhow::Result<Disk> {
             "FAT16, since mke2fs is not installed"
         }
     };
-    let mut placed = locate(&path, &contents)?;
-    let Some(live) = placed.pop() else {
-        bail!("the disk has no files");
-    };
+    let placed = locate(&path, &contents)?;
     Ok(Disk {
         bytes: fs::metadata(&path)?.len(),
         path,
         what: format!("{} files on {what}", placed.len()),
         files: placed,
-        live: live.blocks,
+        left_out: 0,
     })
 }
 
@@ -92,6 +99,10 @@ pub(super) fn make(folder: &Path) -> anyhow::Result<Disk> {
 /// # Errors
 /// When it cannot be copied or has no use for the quickstart.
 pub(super) fn copy(from: &Path, folder: &Path) -> anyhow::Result<Disk> {
+    copy_up_to(from, folder, FILES_BYTES_MAX)
+}
+
+fn copy_up_to(from: &Path, folder: &Path, files_bytes_max: u64) -> anyhow::Result<Disk> {
     let path = folder.join("vm1.raw");
     let mut head = [0; 4];
     let mut source = File::open(from).with_context(|| format!("cannot open {}", from.display()))?;
@@ -116,13 +127,13 @@ pub(super) fn copy(from: &Path, folder: &Path) -> anyhow::Result<Disk> {
     }
     let mut files = Vec::new();
     let mut live = Vec::new();
-    let mut counted = 0;
+    let (mut counted, mut left_out) = (0, 0);
     each_block(&path, |block, data| {
         if data.iter().all(|byte| *byte == 0) {
             if live.len() < LIVE_BLOCKS_MAX {
                 live.push(block);
             }
-        } else if counted < FILES_BYTES_MAX {
+        } else if counted < files_bytes_max {
             let name = format!("piece-{:05}", block as usize * BLOCK / PIECE_BYTES);
             match files.last_mut() {
                 Some(Placed { name: last, blocks }) if *last == name => blocks.push(block),
@@ -131,7 +142,9 @@ pub(super) fn copy(from: &Path, folder: &Path) -> anyhow::Result<Disk> {
                     blocks: vec![block],
                 }),
             }
-            counted += BLOCK;
+            counted += BLOCK as u64;
+        } else {
+            left_out += BLOCK as u64;
         }
     })?;
     if files.is_empty() || live.is_empty() {
@@ -140,12 +153,16 @@ pub(super) fn copy(from: &Path, folder: &Path) -> anyhow::Result<Disk> {
             from.display()
         );
     }
+    files.push(Placed {
+        name: LIVE_NAME.to_owned(),
+        blocks: live,
+    });
     Ok(Disk {
         bytes: fs::metadata(&path)?.len(),
         path,
         what: format!("a copy of {}", from.display()),
         files,
-        live,
+        left_out,
     })
 }
 
@@ -171,7 +188,7 @@ fn contents() -> Vec<Content> {
     for n in 1..=12 {
         add(format!("photos/img{n:02}.jpg"), 2 << 20, true);
     }
-    add("app/orders.db".to_owned(), LIVE_BYTES, false);
+    add(LIVE_NAME.to_owned(), LIVE_BYTES, false);
     contents
 }
 
@@ -316,7 +333,8 @@ mod tests {
     fn files_are_found_where_they_lie() {
         let folder = tempfile::tempdir().expect("folder");
         let disk = make(folder.path()).expect("made");
-        assert_eq!(disk.live.len(), LIVE_BYTES / BLOCK);
+        assert_eq!(disk.live().len(), LIVE_BYTES / BLOCK);
+        assert_eq!(disk.files.len(), contents().len(), "all of them");
         let image = fs::read(&disk.path).expect("image");
         let first = &disk.files[0];
         let at = first.blocks[0] as usize * BLOCK;
@@ -333,9 +351,12 @@ mod tests {
         bytes[6 * BLOCK] = 1;
         fs::write(&given, &bytes).expect("write");
         let disk = copy(&given, folder.path()).expect("copied");
-        assert_eq!(disk.files.len(), 1);
+        assert_eq!(disk.files.len(), 2);
         assert_eq!(disk.files[0].blocks, [5, 6]);
-        assert_eq!(disk.live.len(), 62);
+        assert_eq!((disk.live().len(), disk.left_out), (62, 0));
+        let disk = copy_up_to(&given, folder.path(), BLOCK as u64).expect("copied");
+        assert_eq!(disk.files[0].blocks, [5]);
+        assert_eq!((disk.live().len(), disk.left_out), (62, BLOCK as u64));
         fs::write(&given, b"QFI\xfb and so on").expect("write");
         let refused = copy(&given, folder.path()).expect_err("qcow2");
         assert!(refused.to_string().contains("qemu-img convert"));

@@ -18,15 +18,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::api::types::{ExportInfo, GroupStatus};
+use crate::api::types::{ExportInfo, GroupStatus, PointInfo};
 use crate::cli::Quickstart;
 use crate::cli::output::{Output, bytes};
 use daemon::{DISK, Daemon, GROUP, Places};
 use load::{Load, Writer};
-use report::Report;
+use report::{Checkpoint, Report};
 
 /// How long the application writes before the kill and after it.
 const WRITING: Duration = Duration::from_millis(2500);
+/// And between the checkpoints.
+const WRITING_ON: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(50);
 /// No step takes longer on a machine that works.
 const STEP_TIME_MAX: Duration = Duration::from_secs(120);
@@ -111,6 +113,13 @@ impl Story {
             disk.what,
             bytes(files_bytes)
         ));
+        if disk.left_out > 0 {
+            self.say(&format!(
+                "{} of its data are left alone: only the first {} are encrypted and compared",
+                bytes(disk.left_out),
+                bytes(files_bytes - (disk.live().len() * disk::BLOCK) as u64)
+            ));
+        }
         self.places.configure(&disk.path)?;
         self.daemon = Some(Daemon::start(&self.places, self.keep).await?);
         self.say(&format!(
@@ -122,16 +131,10 @@ impl Story {
         let writes_before: u64 = writers.iter().map(Writer::writes).sum();
         let (writers, recovered_ms) = self.restart_and_check(writers).await?;
         let writers = self.copy_to_the_end(writers).await?;
+        self.checkpoint("before-lunch").await?;
+        let writers = self.write_on(writers).await?;
         let writes: u64 = writers.iter().map(Writer::writes).sum();
-        let checkpoint = self
-            .places
-            .client()
-            .checkpoint(GROUP, Some("before-lunch"))
-            .await?;
-        self.say(&format!(
-            "checkpoint 'before-lunch' at LSN {}",
-            checkpoint.lsn
-        ));
+        self.checkpoint("after-lunch").await?;
 
         let export = format!("{GROUP}/{DISK}");
         let before = self
@@ -145,7 +148,7 @@ impl Story {
         let ruined = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         ensure!(ruined == disk.files.len(), "the attack spared some files");
         self.say(&format!(
-            "every file is encrypted now: {ruined} of {} unreadable, {encrypting} writes",
+            "every file is encrypted now, the application's too: {ruined} of {} unreadable, {encrypting} writes",
             disk.files.len()
         ));
         let (group, rpo) = self.wait_shipped().await?;
@@ -187,6 +190,8 @@ impl Story {
             payload_bytes: group.targets.first().map_or(0, |t| t.payload_bytes),
             shipped_bytes: group.targets.first().map_or(0, |t| t.shipped_bytes),
             rpo_ms: rpo.as_millis() as u64,
+            checkpoints: self.checkpoints().await?,
+            left_out_bytes: disk.left_out,
             image_lsn: last_good,
             image_opened_us: opened.as_micros() as u64,
             files_identical: same as u64,
@@ -199,7 +204,7 @@ impl Story {
     /// The application writes while the disk is copied, until the daemon is killed.
     async fn write_and_kill(&mut self, disk: &disk::Disk) -> anyhow::Result<Vec<Writer>> {
         let export = format!("{GROUP}/{DISK}");
-        let load = Load::start(&self.places.nbd(), load::writers(&export, &disk.live))?;
+        let load = Load::start(&self.places.nbd(), load::writers(&export, disk.live()))?;
         self.say("initial copy begins; meanwhile an application writes over 4 NBD connections");
         let bar = self.output.bytes_bar("initial copy", 0);
         let begun = Instant::now();
@@ -289,6 +294,30 @@ impl Story {
             "initial copy complete; {writes} writes answered so far"
         ));
         Ok(writers)
+    }
+
+    async fn checkpoint(&self, label: &str) -> anyhow::Result<()> {
+        let client = self.places.client();
+        let taken = client.checkpoint(GROUP, Some(label)).await?;
+        self.say(&format!("checkpoint '{label}' at LSN {}", taken.lsn));
+        Ok(())
+    }
+
+    /// The checkpoints that the replica lists.
+    async fn checkpoints(&self) -> anyhow::Result<Vec<Checkpoint>> {
+        let list = self.places.client().points(GROUP).await?;
+        let labelled = |point: PointInfo| {
+            let (label, lsn) = (point.label?, point.lsn);
+            Some(Checkpoint { label, lsn })
+        };
+        Ok(list.points.into_iter().filter_map(labelled).collect())
+    }
+
+    /// The application writes for a moment.
+    async fn write_on(&self, writers: Vec<Writer>) -> anyhow::Result<Vec<Writer>> {
+        let load = Load::start(&self.places.nbd(), writers)?;
+        tokio::time::sleep(WRITING_ON).await;
+        Ok(tokio::task::spawn_blocking(|| load.stop()).await??)
     }
 
     async fn hash(

@@ -40,6 +40,10 @@ pub(super) struct Report {
     pub(super) shipped_bytes: u64,
     /// From the last write until the replica had it.
     pub(super) rpo_ms: u64,
+    /// Checkpoints that can be restored, oldest first.
+    pub(super) checkpoints: Vec<Checkpoint>,
+    /// Bytes of data that were neither encrypted nor compared.
+    pub(super) left_out_bytes: u64,
     /// Moment of the image.
     pub(super) image_lsn: u64,
     /// Time to open the image.
@@ -50,6 +54,15 @@ pub(super) struct Report {
     pub(super) kept: Option<PathBuf>,
     /// The image.
     pub(super) image: ExportInfo,
+}
+
+/// A checkpoint of the story.
+#[derive(Debug, Serialize)]
+pub(super) struct Checkpoint {
+    /// Label.
+    pub(super) label: String,
+    /// LSN.
+    pub(super) lsn: u64,
 }
 
 impl Report {
@@ -68,6 +81,8 @@ impl Report {
             0 => "-".to_owned(),
             shipped => format!("{:.1} : 1", self.payload_bytes as f64 / shipped as f64),
         };
+        let checkpoint = |c: &Checkpoint| format!("{} (lsn:{})", c.label, c.lsn);
+        let checkpoints: Vec<String> = self.checkpoints.iter().map(checkpoint).collect();
         let mut rows = table(&["", ""]);
         for (what, value) in [
             (
@@ -92,13 +107,22 @@ impl Report {
             ),
             ("compression", compressed),
             ("RPO reached", format!("{} ms", self.rpo_ms)),
+            ("checkpoints", checkpoints.join(", ")),
             (
                 "image opened in",
                 format!("{:.1} ms", self.image_opened_us as f64 / 1e3),
             ),
             (
                 "files as they were",
-                format!("{} of {}", self.files_identical, self.files),
+                match self.left_out_bytes {
+                    0 => format!("{} of {}", self.files_identical, self.files),
+                    left_out => format!(
+                        "{} of {}; {} of data not looked at",
+                        self.files_identical,
+                        self.files,
+                        bytes(left_out)
+                    ),
+                },
             ),
             ("time in all", format!("{:.1} s", self.seconds)),
         ] {
@@ -113,7 +137,8 @@ impl Report {
                  end it with 'kill {pid}', then remove {} and {}.\n\n\
                  afterimage --config {config} status\n\
                  afterimage --config {config} points {GROUP}\n\
-                 afterimage --config {config} restore {GROUP}@lsn:{} ./restored\n\n",
+                 afterimage --config {config} restore {GROUP}@lsn:{} ./restored\n\
+                 afterimage --config {config} restore {GROUP}@before-lunch ./lunch\n\n",
                 places.folder.display(),
                 bytes(allocated(&places.folder.join("vm1.raw"))),
                 places.folder.display(),

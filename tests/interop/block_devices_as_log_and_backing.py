@@ -58,6 +58,16 @@ for name, (sector, log_size, sizes) in CASES.items():
             expect("the device is not empty" in said and f"at byte {at}" in said, f"{name}: content at {at}:\n{said}")
             expect("blkdiscard" in said, f"{name}: what to do:\n{said}")
             write_past_the_server(server.log_path(), at, bytes(4096))
+        # Refused when the log is there and the first marker, too: the device is as empty as it was.
+        claims = server.folder / "claims"
+        claims.mkdir(mode=0o700)
+        in_the_way = claims / "vm1.vdb.afterimage"
+        in_the_way.symlink_to(folder / "nowhere")
+        said = server.start_refused()
+        expect("writing a new log" in said and f"{in_the_way}: " in said, f"{name}: a marker that cannot be made:\n{said}")
+        with open(server.log_path(), "rb") as log:
+            expect_equal(log.read(1 << 20).count(0), 1 << 20, f"{name}: zeroes at the device's begin")
+        in_the_way.unlink()
         with server:
             for disk in sizes:
                 with Connection(server.socket).open_export(f"vm1/{disk}") as client:

@@ -805,4 +805,59 @@ mod tests {
         drop(open);
         again().expect("free");
     }
+
+    #[test]
+    fn what_a_claim_names_is_not_taken_back() {
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let (rings, new) = (folder.path().join("rings"), folder.path().join("a/b"));
+        fs::create_dir(&rings).expect("a folder");
+        let disk = |name: &str| {
+            let path = folder.path().join(format!("{name}.raw"));
+            fs::write(&path, [0; BLOCK_SIZE]).expect("a backing");
+            format!("[[group.disk]]\nname = {name:?}\npath = {path:?}\n")
+        };
+        let text = format!(
+            "ring_dir = {rings:?}\n[[group]]\nname = \"vm1\"\nring = \"8MiB\"\n\
+             log = {{ path = {:?}, size = \"32MiB\" }}\n{}{}",
+            new.join("vm1.log"),
+            disk("vda"),
+            disk("vdb")
+        );
+        let file = folder.path().join("afterimage.toml");
+        fs::write(&file, text).expect("a configuration");
+        let config = Config::load(Some(&file)).expect("valid");
+        let group = &config.groups[0];
+        let start = || open(&config, group, Accepted::default(), Purpose::Serve).expect("opens");
+        let claims = claim_paths(group);
+
+        let first = start();
+        first.made.take_back();
+        assert!(claims.iter().all(|claim| !claim.exists()));
+        assert!(!new.exists() && !folder.path().join("a").exists());
+        drop(first);
+        fs::remove_file(ring_path_in(&rings)).expect("the ring is the caller's");
+
+        let second = start();
+        let claim = Claim {
+            group: second.superblock.group,
+            disk: second.disks[0].id,
+            disk_index: second.disks[0].index,
+            log: second.superblock.log,
+            next_log: None,
+            generation: 1,
+            state: ClaimState::Attached,
+            log_path: Vec::new(),
+        };
+        let mut bytes = vec![0; CLAIM_FILE_BYTES];
+        bytes[BLOCK_SIZE..].copy_from_slice(&claim.encode());
+        fs::write(&claims[0], bytes).expect("written");
+        second.made.take_back();
+        assert!(claims[0].exists() && !claims[1].exists());
+        assert!(group.log_path.exists(), "it may have what the disk lacks");
+    }
+
+    fn ring_path_in(rings: &Path) -> PathBuf {
+        let mut found = fs::read_dir(rings).expect("read");
+        found.next().expect("a ring").expect("read").path()
+    }
 }

@@ -90,9 +90,9 @@ impl BlockHashes {
 /// Body of a `Verify` record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VerifyBody {
-    /// Identity of the run of records that together describe all disks: the newest LSN when it
-    /// began. At least one record lies between two runs.
-    pub run: Lsn,
+    /// Identity of the run of records that together describe all disks: drawn at random when it
+    /// began, not 0.
+    pub run: u64,
     /// Place of this record in its run, from 0.
     pub number: u32,
     /// No further record belongs to the run.
@@ -118,6 +118,9 @@ pub enum VerifyBodyError {
     /// Hashes by a scheme this program does not know.
     #[error("hash scheme {0} of a verify record is unknown")]
     Scheme(u16),
+    /// The run has no identity.
+    #[error("a verify record of run 0")]
+    Run,
     /// A number of hashes that does not go with the rest.
     #[error("a verify record with {0} hashes")]
     Count(u16),
@@ -160,7 +163,7 @@ impl VerifyBody {
             magic: MAGIC,
             version: VERSION.into(),
             flags: (last | zero).into(),
-            run: self.run.0.into(),
+            run: self.run.into(),
             at: self.at.0.into(),
             number: self.number.into(),
             scheme: 0.into(),
@@ -194,6 +197,9 @@ impl VerifyBody {
         if raw.scheme.get() != 0 {
             return Err(E::Scheme(raw.scheme.get()));
         }
+        if raw.run.get() == 0 {
+            return Err(E::Run);
+        }
         let (flags, count) = (raw.flags.get(), raw.tag_count.get());
         let zero = flags & FLAG_ZERO != 0;
         if usize::from(count) > VERIFY_BLOCKS_MAX || zero != (count == 0) {
@@ -213,7 +219,7 @@ impl VerifyBody {
             })
         };
         Ok(Self {
-            run: Lsn(raw.run.get()),
+            run: raw.run.get(),
             number: raw.number.get(),
             last: flags & FLAG_LAST != 0,
             at: Lsn(raw.at.get()),

@@ -8,7 +8,7 @@ fn blocks(fills: &[u8]) -> Vec<u8> {
 
 fn body(content: Content) -> VerifyBody {
     VerifyBody {
-        run: Lsn(0x0102),
+        run: 0x0102,
         number: 7,
         last: true,
         at: Lsn(0x0304),
@@ -71,6 +71,9 @@ fn nothing_else_is_accepted() {
     let mut bad = good.clone();
     bad[6] |= FLAG_ZERO as u8;
     assert_eq!(VerifyBody::decode(&bad), Err(VerifyBodyError::Count(2)));
+    let mut bad = good.clone();
+    bad[8..10].fill(0);
+    assert_eq!(VerifyBody::decode(&bad), Err(VerifyBodyError::Run));
     let mut bad = good;
     bad[30] = 0;
     assert_eq!(VerifyBody::decode(&bad), Err(VerifyBodyError::Count(0)));

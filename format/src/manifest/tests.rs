@@ -71,7 +71,7 @@ pub(super) fn comparison_result() -> ComparisonResult {
         epoch: Epoch(3),
         through: Lsn(0x0506),
         compared: Compared {
-            run: Lsn(0x0102),
+            run: 0x0102,
             ranges: 3,
             blocks: 700,
             mismatched_blocks: 2,

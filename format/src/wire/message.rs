@@ -2,7 +2,7 @@
 
 use super::hello::{decode_pass, encode_pass};
 use super::{
-    ActivePass, Compared, Cursor, FrameHeader, Hello, HelloReply, MessageKind, PROTOCOL_VERSION,
+    ActivePass, Comparisons, Cursor, FrameHeader, Hello, HelloReply, MessageKind, PROTOCOL_VERSION,
 };
 use crate::cursor::{CursorError, Put, Reader};
 use crate::ids::Lsn;
@@ -50,7 +50,7 @@ pub struct Ack {
     /// The pass that is under way, if any.
     pub active_pass: Option<ActivePass>,
     /// What came of comparing verify records.
-    pub compared: Compared,
+    pub comparisons: Comparisons,
 }
 
 /// Why a peer ends a session.
@@ -174,7 +174,7 @@ impl Message {
                 ack.cursor.encode(&mut out);
                 out.put_u64(ack.completed_pass.0);
                 encode_pass(ack.active_pass.as_ref(), &mut out);
-                ack.compared.encode(&mut out);
+                ack.comparisons.encode(&mut out);
                 (MessageKind::Ack, out.into())
             }
             Self::Error(error) => {
@@ -219,7 +219,7 @@ fn decode_ack(body: &[u8]) -> Result<Ack, CursorError> {
         cursor: Cursor::decode(&mut reader)?,
         completed_pass: Lsn(reader.u64("completed pass")?),
         active_pass: decode_pass(&mut reader)?,
-        compared: Compared::decode(&mut reader)?,
+        comparisons: Comparisons::decode(&mut reader)?,
     };
     reader.finish()?;
     Ok(ack)

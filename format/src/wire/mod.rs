@@ -9,7 +9,7 @@ mod frame;
 mod hello;
 mod message;
 
-pub use compared::Compared;
+pub use compared::{Compared, Comparisons};
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, MessageKind};
 pub use hello::{ActivePass, Cursor, Hello, HelloReply, Resume};
 pub use message::{Ack, ErrorCode, Message, RemoteError, WireError};

@@ -54,13 +54,22 @@ pub(super) fn messages() -> Vec<Message> {
         cursor: cursor(),
         completed_pass: Lsn::ZERO,
         active_pass: Some(pass()),
-        compared: Compared {
-            run: Lsn(8),
-            ranges: 3,
-            blocks: 700,
-            mismatched_blocks: 2,
-            skipped: 1,
-            total: 4,
+        comparisons: Comparisons {
+            finished: Compared {
+                run: 8,
+                ranges: 3,
+                blocks: 700,
+                mismatched_blocks: 2,
+                skipped: 1,
+                total: 4,
+            },
+            current: Compared {
+                run: 9,
+                ranges: 1,
+                blocks: 256,
+                ..Compared::default()
+            },
+            looked: Lsn(0x0708),
         },
     };
     vec![
@@ -74,7 +83,7 @@ pub(super) fn messages() -> Vec<Message> {
         Message::Ack(ack),
         Message::Ack(Ack {
             active_pass: None,
-            compared: Compared::default(),
+            comparisons: Comparisons::default(),
             ..ack
         }),
         Message::KeepAlive,
@@ -118,7 +127,7 @@ fn numbers_that_have_none_after_them_are_refused() {
             cursor: cursor(lsn),
             completed_pass: Lsn(1),
             active_pass: None,
-            compared: Compared::default(),
+            comparisons: Comparisons::default(),
         })
     };
     let comes_back = |message: Message| {

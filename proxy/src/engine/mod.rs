@@ -286,7 +286,13 @@ impl<S: Storage> Engine<S> {
             appended: self.ring.appended(),
             oldest: self.space.oldest().unwrap_or(self.ring.appended().next()),
             epoch: self.epoch(),
+            log_fill_percent: self.log_fill_percent(),
         }
+    }
+
+    fn log_fill_percent(&self) -> u8 {
+        let full = trim::pressure_from(self.space.area_blocks()).max(1);
+        (self.space.used_blocks() * 100 / full).min(100) as u8
     }
 
     /// Epoch under which records are written.

@@ -140,6 +140,8 @@ pub struct LogProgress {
     pub oldest: Lsn,
     /// Epoch under which records are written.
     pub epoch: Epoch,
+    /// How full the log is, in percent of what makes unshipped records leave it.
+    pub log_fill_percent: u8,
 }
 
 /// A block range of one disk, read as of one LSN, for a pass.

@@ -61,6 +61,11 @@ impl Window {
         self.pass_segments
     }
 
+    /// Segments that were acknowledged.
+    pub(super) fn acked_segments(&self) -> u64 {
+        self.acked_count
+    }
+
     /// What the sink has according to the last acknowledgement.
     pub(super) fn acked(&self) -> Cursor {
         self.acked
@@ -104,7 +109,7 @@ mod tests {
     use super::*;
     use afterimage_format::chain::RecordChain;
     use afterimage_format::ids::Lsn;
-    use afterimage_format::wire::Compared;
+    use afterimage_format::wire::Comparisons;
 
     fn cursor(lsn: u64) -> Cursor {
         Cursor {
@@ -119,7 +124,7 @@ mod tests {
             cursor: cursor(lsn),
             completed_pass: Lsn::ZERO,
             active_pass: None,
-            compared: Compared::default(),
+            comparisons: Comparisons::default(),
         }
     }
 

@@ -38,16 +38,18 @@ const SINK_POLL: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct VerifyProgress {
     /// Its identity; see [`VerifyBody::run`].
-    pub run: Lsn,
+    pub run: u64,
     /// Blocks described.
     pub blocks_done: u64,
     /// Blocks of all disks.
     pub blocks_total: u64,
     /// Records in the log.
     pub records: u64,
+    /// The newest of them.
+    pub last: Lsn,
     /// Reads that were overtaken by a write.
     pub retries: u64,
-    /// No sink is in step: the run waits.
+    /// No sink is in step, or one that is not would lose its place in the log: the run waits.
     pub waiting: bool,
     /// The last record is in the log.
     pub over: bool,
@@ -55,7 +57,9 @@ pub struct VerifyProgress {
 
 /// What a run needs besides the group.
 pub struct Surroundings<'a> {
-    /// The lowest LSN that is acknowledged by all sinks in step; `None` while none is.
+    /// Identity of the run, drawn at random; not 0.
+    pub run: u64,
+    /// The lowest LSN that is acknowledged by all sinks in step; `None` while the run has to wait.
     pub acked: &'a (dyn Fn() -> Option<Lsn> + Send + Sync),
     /// Most bytes per second that are read; as that of passes, `None` for no limit.
     pub bytes_per_second: &'a (dyn Fn() -> Option<u64> + Send + Sync),
@@ -95,7 +99,7 @@ pub async fn run(port: &dyn GroupPort, around: &Surroundings<'_>) -> Result<(), 
         outstanding: VecDeque::new(),
         held: None,
         shown: VerifyProgress {
-            run: port.progress().borrow().appended,
+            run: around.run,
             blocks_total: cover.blocks_total(),
             ..VerifyProgress::default()
         },
@@ -242,13 +246,14 @@ impl Run<'_> {
         let lsn = self.port.append(event).await?;
         self.outstanding.push_back(lsn);
         self.shown.records += 1;
+        self.shown.last = lsn;
         self.shown.over = last;
         self.show();
         Ok(())
     }
 
-    /// Waits until the window has room, so that a sink that is slow or away does not get its log
-    /// filled with hashes.
+    /// Waits until the window has room, so that a sink that is slow does not get its log filled with
+    /// hashes.
     async fn wait_for_sinks(&mut self) -> Result<(), VerifyError> {
         loop {
             let acked = (self.around.acked)();

@@ -159,6 +159,7 @@ impl Rig {
             lsn => Some(Lsn(lsn)),
         };
         let around = Surroundings {
+            run: 5,
             acked: &acked,
             bytes_per_second: &|| rate,
             progress: &self.progress,
@@ -177,7 +178,7 @@ async fn every_block_is_described_once_as_it_is() {
     for (number, (first, blocks, body)) in records.iter().enumerate() {
         assert_eq!(*first, next);
         next += u64::from(*blocks);
-        assert_eq!((body.run, body.number as usize), (Lsn(41), number));
+        assert_eq!((body.run, body.number as usize), (5, number));
         assert_eq!(body.last, number + 1 == records.len());
         let content = port.content(*first, *blocks);
         match &body.content {
@@ -191,6 +192,7 @@ async fn every_block_is_described_once_as_it_is() {
     let shown = *rig.progress.borrow();
     assert!(shown.over && shown.blocks_done == BLOCKS && shown.blocks_total == BLOCKS);
     assert_eq!((shown.records as usize, shown.retries), (records.len(), 0));
+    assert_eq!(shown.last, Lsn(41 + records.len() as u64));
 }
 
 /// What is read while it changes is never described; it is read again until it holds still.
@@ -232,6 +234,7 @@ async fn a_run_waits_for_a_sink_in_step_and_for_one_that_is_slow() {
     let rig = Rig::new(41);
     let acked = || Some(Lsn(rig.acked.load(Ordering::Relaxed)));
     let around = Surroundings {
+        run: 5,
         acked: &acked,
         bytes_per_second: &|| None,
         progress: &rig.progress,

@@ -230,5 +230,6 @@ fn starting_progress(start: &LogStart) -> LogProgress {
             .first()
             .map_or(start.next_lsn, |frame| frame.first_lsn),
         epoch: start.superblock.epoch,
+        ..LogProgress::default()
     }
 }

@@ -1,10 +1,11 @@
 //! Comparing what the primary says its disks held with what the repository gives back for that very
 //! moment: verify records are looked at in the order of the log, each against the image at its LSN.
 //!
-//! What always holds: every record is looked at once, and again after a restart within a run; a
-//! difference is real, since both sides speak of the same LSN. What cannot be compared is counted and
-//! said, never taken for equal. Nothing waits for it: segments are stored and acknowledged first.
-//! Memory: one range, and a small [`ChunkCache`]. A repository that does not answer is asked again.
+//! What always holds: one at a time compares a group, and looks at every record once, and again after
+//! a restart within a run; a difference is real, since both sides speak of the same LSN. What cannot
+//! be compared is counted and said, never taken for equal. Nothing waits for it: segments are stored
+//! and acknowledged first. Memory: one range, one chunk of records, and a small [`ChunkCache`]. A
+//! repository that does not answer is asked again.
 
 pub mod kept;
 mod range;
@@ -20,9 +21,9 @@ use afterimage_format::chain::RecordMeta;
 use afterimage_format::ids::{BLOCK_SIZE, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::verify::VerifyBody;
-use afterimage_format::wire::Compared;
+use afterimage_format::wire::{Compared, Comparisons};
 
-use crate::group::{ComparisonPlace, Group, GroupError, read_index_checked, read_payload};
+use crate::group::{ComparisonPlace, Group, GroupError, Payloads, read_index_checked};
 use crate::history::SegmentEntry;
 use crate::image::ChunkCache;
 use crate::receive::NowNs;
@@ -33,22 +34,25 @@ use range::Outcome;
 const CACHE_BYTES: usize = 4 << 20;
 /// Pause after the repository failed.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Differences and skipped ranges of a run that are told one by one.
+const TOLD_MAX: u32 = 16;
 
 /// Compares what has come and what will come. Ends never; may be dropped at any time.
 pub async fn follow(group: Arc<Group>, now: NowNs) -> Infallible {
+    let _turn = group.comparison().turn().await;
     let mut comparer = Comparer {
         cache: Arc::new(ChunkCache::new(CACHE_BYTES)),
         buffer: Vec::new(),
-        group,
+        told: 0,
+        group: group.clone(),
         now,
     };
     loop {
         match comparer.next().await {
             Ok(true) => {}
-            Ok(false) => comparer.group.comparison().told().await,
+            Ok(false) => group.comparison().told().await,
             Err(error) => {
-                let group = comparer.group.id();
-                tracing::debug!(%group, %error, "comparing waits for the repository");
+                tracing::debug!(group = %group.id(), %error, "comparing waits for the repository");
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -59,53 +63,90 @@ struct Comparer {
     group: Arc<Group>,
     cache: Arc<ChunkCache>,
     buffer: Vec<u8>,
+    told: u32,
     now: NowNs,
+}
+
+/// What of a segment is to be looked at.
+struct Part {
+    epoch: Epoch,
+    segment: SegmentEntry,
+    /// The records behind this one.
+    from: Lsn,
+}
+
+/// A run that ended.
+struct Ended {
+    /// Its last record.
+    through: Lsn,
+    compared: Compared,
+    /// When that was looked at.
+    now_ns: u64,
 }
 
 impl Comparer {
     /// Looks at the next segment that has verify records; whether there was one.
     async fn next(&mut self) -> Result<bool, RepositoryError> {
         let place = self.place().await?;
-        let found = {
-            let history = self.group.history();
-            let epochs = history.epochs.iter();
-            let mut later = epochs
-                .filter(|epoch| epoch.number >= place.epoch)
-                .flat_map(|epoch| {
-                    let here = epoch.number == place.epoch;
-                    let from = if here { place.sequence } else { 0 };
-                    let from = epoch.segments.partition_point(|s| s.sequence < from);
-                    let segments = epoch.segments[from..].iter();
-                    segments.map(|segment| (epoch.number, *segment))
-                });
-            later.find(|(epoch, segment)| {
-                segment.has_verify && (*epoch > place.epoch || segment.last_lsn > place.lsn)
-            })
-        };
-        let Some((epoch, segment)) = found else {
+        let Some(part) = self.next_part(place) else {
             return Ok(false);
         };
-        let from = if epoch == place.epoch {
-            place.lsn
-        } else {
-            Lsn::ZERO
-        };
-        match self.segment(epoch, &segment, from).await {
+        let mut finished = None;
+        match self.part(&part, &mut finished).await {
             Ok(()) => {}
             Err(GroupError::Repository(error)) if !error.is_not_found() => return Err(error),
             Err(error) => {
                 // Its records cannot be read: they are missing in what the run adds up to.
-                self.alarm(format!("verify records cannot be read: {error}"));
+                self.tell(&format!("verify records cannot be read: {error}"));
             }
         }
-        let compared = *self.group.comparison().watch().borrow();
+        if let Some(ended) = finished {
+            self.keep(part.epoch, ended).await;
+        }
         let place = ComparisonPlace {
-            epoch,
-            lsn: segment.last_lsn.max(from),
-            sequence: segment.sequence + 1,
+            epoch: part.epoch,
+            lsn: part.segment.last_lsn.max(part.from),
+            sequence: part.segment.sequence + 1,
         };
-        self.group.comparison().advance(place, compared);
+        let comparisons = Comparisons {
+            looked: place.lsn,
+            ..self.group.comparison().now()
+        };
+        self.group.comparison().advance(place, comparisons, true);
         Ok(true)
+    }
+
+    /// The next segment with verify records. If there is none, all that has come was looked at.
+    fn next_part(&self, place: ComparisonPlace) -> Option<Part> {
+        let history = self.group.history();
+        for epoch in history.epochs.iter().filter(|e| e.number >= place.epoch) {
+            let (sequence, from) = match epoch.number == place.epoch {
+                true => (place.sequence, place.lsn),
+                false => (0, Lsn::ZERO),
+            };
+            let at = epoch.segments.partition_point(|s| s.sequence < sequence);
+            let mut later = epoch.segments[at..].iter();
+            if let Some(segment) = later.find(|s| s.has_verify && s.last_lsn > from) {
+                return Some(Part {
+                    epoch: epoch.number,
+                    segment: *segment,
+                    from,
+                });
+            }
+        }
+        let newest = history.newest()?;
+        let place = ComparisonPlace {
+            epoch: newest.number,
+            lsn: newest.cursor.lsn,
+            sequence: newest.next_sequence(),
+        };
+        drop(history);
+        let comparisons = Comparisons {
+            looked: place.lsn,
+            ..self.group.comparison().now()
+        };
+        self.group.comparison().advance(place, comparisons, false);
+        None
     }
 
     /// Where it goes on: at first, behind the last run whose result was kept.
@@ -113,128 +154,178 @@ impl Comparer {
         if let Some(place) = self.group.comparison().place() {
             return Ok(place);
         }
-        let (place, compared) = match kept::last(self.group.repository(), self.group.id()).await {
+        let comparison = self.group.comparison();
+        let (place, finished) = match kept::last(self.group.repository(), self.group.id()).await {
             Ok(Some(last)) => {
                 let place = ComparisonPlace {
                     epoch: last.epoch,
                     lsn: last.through,
                     sequence: 0,
                 };
+                comparison.begin(place, last.whole_ns);
                 (place, last.compared)
             }
-            Ok(None) => Default::default(),
+            Ok(None) => {
+                comparison.begin(ComparisonPlace::default(), 0);
+                Default::default()
+            }
             Err(GroupError::Repository(error)) => return Err(error),
             Err(error) => {
-                self.alarm(format!("the last comparison's result is lost: {error}"));
+                self.tell(&format!("the last comparison's result is lost: {error}"));
+                comparison.begin(ComparisonPlace::default(), 0);
                 Default::default()
             }
         };
-        self.group.comparison().advance(place, compared);
+        if finished.mismatched_blocks > 0 {
+            comparison.set_alarm(Some(format!(
+                "{} blocks are not what the primary's disks held when they were compared last: {ADVICE}",
+                finished.mismatched_blocks
+            )));
+        }
+        let comparisons = Comparisons {
+            finished,
+            ..Comparisons::default()
+        };
+        comparison.advance(place, comparisons, false);
         Ok(place)
     }
 
-    async fn segment(
-        &mut self,
-        epoch: Epoch,
-        segment: &SegmentEntry,
-        from: Lsn,
-    ) -> Result<(), GroupError> {
+    /// Looks at the verify records of a segment; the newest run that ended within it.
+    async fn part(&mut self, part: &Part, finished: &mut Option<Ended>) -> Result<(), GroupError> {
         let group = self.group.clone();
-        let key = keys::segment(group.id(), epoch, segment.sequence);
-        let index = read_index_checked(group.repository(), &key, segment).await?;
+        let key = keys::segment(group.id(), part.epoch, part.segment.sequence);
+        let index = read_index_checked(group.repository(), &key, &part.segment).await?;
+        let mut payloads = Payloads::new(group.repository(), &key, &index);
         for entry in &index.entries {
             let record = &entry.record;
-            if record.op != Op::Verify || record.lsn <= from || entry.payload.is_none() {
+            if record.op != Op::Verify || record.lsn <= part.from || entry.payload.is_none() {
                 continue;
             }
-            let body = read_payload(group.repository(), &key, &index, entry).await?;
+            let body = payloads.read(entry).await?;
             match VerifyBody::decode(&body) {
-                Ok(body) => self.record(epoch, record, &body, segment.sequence).await?,
-                Err(error) => self.alarm(format!("verify record {}: {error}", record.lsn)),
+                Ok(body) => {
+                    if let Some(ended) = self.record(part, record, &body).await? {
+                        *finished = Some(ended);
+                    }
+                }
+                Err(error) => self.tell(&format!("verify record {}: {error}", record.lsn)),
             }
         }
         Ok(())
     }
 
+    /// Looks at one record; what its run has come to, if it was the last.
     async fn record(
         &mut self,
-        epoch: Epoch,
+        part: &Part,
         record: &RecordMeta,
         body: &VerifyBody,
-        sequence: u64,
-    ) -> Result<(), GroupError> {
+    ) -> Result<Option<Ended>, GroupError> {
         let outcome = range::compare(
             &self.group,
             &self.cache,
             &mut self.buffer,
-            epoch,
+            part.epoch,
             record,
             body,
         )
         .await?;
-        let comparison = self.group.comparison();
-        let mut compared = *comparison.watch().borrow();
-        if compared.run != body.run || compared.is_over() {
-            compared = Compared {
+        let mut comparisons = self.group.comparison().now();
+        let current = &mut comparisons.current;
+        if current.run != body.run {
+            *current = Compared {
                 run: body.run,
                 ..Compared::default()
             };
+            self.told = 0;
         }
         match outcome {
             Outcome::Compared { differing, first } => {
-                compared.ranges += 1;
-                compared.blocks += u64::from(record.block_count);
-                compared.mismatched_blocks += differing;
+                current.ranges += 1;
+                current.blocks = current.blocks.saturating_add(record.block_count.into());
+                current.mismatched_blocks = current.mismatched_blocks.saturating_add(differing);
                 if let Some(first) = first {
-                    self.differs(epoch, record, body.at, differing, first);
+                    self.differs(part.epoch, record, body.at, differing, first);
                 }
             }
             Outcome::Skipped(why) => {
-                compared.skipped += 1;
-                tracing::warn!(group = %self.group.id(), lsn = %record.lsn, %why, "not compared");
+                current.skipped += 1;
+                self.tell_once(&format!("record {} was not compared: {why}", record.lsn));
             }
         }
+        let mut ended = None;
         if body.last {
-            compared.total = u64::from(body.number) + 1;
-            self.over(epoch, record.lsn, compared).await;
+            current.total = u64::from(body.number) + 1;
+            let finished = std::mem::take(current);
+            comparisons.finished = finished;
+            let now_ns = (self.now)();
+            ended = Some(Ended {
+                through: record.lsn,
+                compared: finished,
+                now_ns,
+            });
+            tracing::info!(group = %self.group.id(), ?finished, "a comparison with the primary's disks ended");
+            if finished.is_whole() {
+                self.group.comparison().set_alarm(None);
+                self.group.comparison().set_whole(now_ns);
+            }
         }
+        comparisons.looked = record.lsn;
         let place = ComparisonPlace {
-            epoch,
+            epoch: part.epoch,
             lsn: record.lsn,
-            sequence,
+            sequence: part.segment.sequence,
         };
-        self.group.comparison().advance(place, compared);
-        Ok(())
+        self.group.comparison().advance(place, comparisons, false);
+        Ok(ended)
     }
 
-    fn differs(&self, epoch: Epoch, record: &RecordMeta, at: Lsn, differing: u64, first: u64) {
+    fn differs(&mut self, epoch: Epoch, record: &RecordMeta, at: Lsn, differing: u64, first: u64) {
         let disk = {
             let history = self.group.history();
             let disks = history.epoch(epoch).map(|epoch| epoch.disks.as_slice());
             let disk = disks.and_then(|disks| disks.get(usize::from(record.disk.0)));
             disk.map_or_else(|| record.disk.0.to_string(), |disk| disk.name.clone())
         };
+        let text = format!(
+            "disk {disk}: {differing} blocks from byte {} on differ from what the primary's disk held at \
+             lsn:{epoch}/{at}: {ADVICE}",
+            first * BLOCK_SIZE as u64
+        );
         self.group
             .note(|status| status.mismatched_blocks += differing);
-        self.alarm(format!(
-            "disk {disk}: {differing} blocks from byte {} on differ from what the primary's disk held at \
-             lsn:{epoch}/{at}: images are wrong there; see \"When a comparison finds differences\" in \
-             docs/operating.md",
-            first * BLOCK_SIZE as u64
-        ));
+        self.tell_once(&text);
+        self.group.comparison().set_alarm(Some(text));
     }
 
-    async fn over(&self, epoch: Epoch, through: Lsn, compared: Compared) {
+    async fn keep(&self, epoch: Epoch, ended: Ended) {
         let (repository, group) = (self.group.repository(), self.group.id());
-        tracing::info!(%group, ?compared, "a comparison with the primary's disks ended");
-        let kept = kept::keep(repository, group, (epoch, through), compared, (self.now)()).await;
+        let Ended {
+            through,
+            compared,
+            now_ns,
+        } = ended;
+        let kept = kept::keep(repository, group, (epoch, through), compared, now_ns).await;
         if let Err(error) = kept {
             tracing::warn!(%group, %error, "the result of a comparison cannot be kept");
         }
     }
 
-    fn alarm(&self, text: String) {
+    fn tell(&self, text: &str) {
         tracing::error!(group = %self.group.id(), %text, "comparison");
-        self.group.note(|status| status.alarm = Some(text));
+    }
+
+    /// Tells the first of a run; the numbers tell of the others.
+    fn tell_once(&mut self, text: &str) {
+        self.told += 1;
+        if self.told <= TOLD_MAX {
+            self.tell(text);
+        }
+        if self.told == TOLD_MAX {
+            self.tell("there may be more of this run, which is not told one by one");
+        }
     }
 }
+
+const ADVICE: &str =
+    "images are wrong there; see \"When a comparison finds differences\" in docs/operating.md";

@@ -23,7 +23,7 @@ use crate::repository::{Repository, RepositoryError, keys};
 pub use comparison::{Comparison, Place as ComparisonPlace};
 pub use error::GroupError;
 use read::{Object, read_object};
-pub use read::{read_index, read_index_checked, read_payload};
+pub use read::{Payloads, read_index, read_index_checked};
 pub use status::{Intake, Status};
 
 /// Objects that are read ahead while a history is loaded.
@@ -121,6 +121,11 @@ impl Group {
                 None => due,
             });
         }
+        let apart = self.comparison.alarm();
+        status.alarm = match (status.alarm.take(), apart) {
+            (Some(met), Some(apart)) => Some(format!("{met}; {apart}")),
+            (met, apart) => met.or(apart),
+        };
         status
     }
 

@@ -35,8 +35,9 @@ pub(super) async fn read_object(
     }
     let index = decode_tail(repository, &key, tail, size).await?;
     let mut bodies = Vec::new();
+    let mut payloads = Payloads::new(repository, &key, &index);
     for (_, entry) in Events::wanted(&index) {
-        bodies.push(read_payload(repository, &key, &index, entry).await?);
+        bodies.push(payloads.read(entry).await?);
     }
     let events = Events::decode(&index, bodies).map_err(|source| GroupError::Refused {
         key: key.clone(),
@@ -45,36 +46,64 @@ pub(super) async fn read_object(
     Ok(Object::Segment(Box::new((index, events))))
 }
 
-/// Reads the payload of one record of a stored segment.
-///
-/// # Errors
-/// It cannot be read or is damaged, or the record has none.
-pub async fn read_payload(
-    repository: &Repository,
-    key: &str,
-    index: &SegmentIndex,
-    entry: &IndexEntry,
-) -> Result<Vec<u8>, GroupError> {
-    let wrap = |source| GroupError::Segment {
-        key: key.to_owned(),
-        source,
-    };
-    let mut chunks = Vec::new();
-    for number in entry.payload.map_or(0..0, |place| index.chunks_of(place)) {
-        let Some(info) = index.chunks.get(number as usize) else {
-            continue;
-        };
-        let stored = repository.get_range(key, info.range()).await?;
-        chunks.push(info.decode(number, &stored).map_err(wrap)?);
+/// Reads payloads of a stored segment, one behind the other. A chunk that holds several is fetched
+/// once.
+pub struct Payloads<'a> {
+    repository: &'a Repository,
+    key: &'a str,
+    index: &'a SegmentIndex,
+    held: Option<(u32, Vec<u8>)>,
+}
+
+impl<'a> Payloads<'a> {
+    /// Of the segment under this key, with this index.
+    #[must_use]
+    pub const fn new(repository: &'a Repository, key: &'a str, index: &'a SegmentIndex) -> Self {
+        Self {
+            repository,
+            key,
+            index,
+            held: None,
+        }
     }
-    let mut chunks = chunks.into_iter();
-    let payload = index.payload(entry, |number, _| {
-        chunks.next().ok_or(SegmentError::NoSuch {
-            what: "chunk",
-            number: number.into(),
-        })
-    });
-    payload.map_err(wrap)
+
+    /// The payload of one record.
+    ///
+    /// # Errors
+    /// It cannot be read or is damaged, or the record has none.
+    pub async fn read(&mut self, entry: &IndexEntry) -> Result<Vec<u8>, GroupError> {
+        let wrap = |source| GroupError::Segment {
+            key: self.key.to_owned(),
+            source,
+        };
+        let mut chunks = Vec::new();
+        for number in entry
+            .payload
+            .map_or(0..0, |place| self.index.chunks_of(place))
+        {
+            if let Some((held, raw)) = &self.held
+                && *held == number
+            {
+                chunks.push(raw.clone());
+                continue;
+            }
+            let Some(info) = self.index.chunks.get(number as usize) else {
+                continue;
+            };
+            let stored = self.repository.get_range(self.key, info.range()).await?;
+            let raw = info.decode(number, &stored).map_err(wrap)?;
+            chunks.push(raw.clone());
+            self.held = Some((number, raw));
+        }
+        let mut chunks = chunks.into_iter();
+        let payload = self.index.payload(entry, |number, _| {
+            chunks.next().ok_or(SegmentError::NoSuch {
+                what: "chunk",
+                number: number.into(),
+            })
+        });
+        payload.map_err(wrap)
+    }
 }
 
 /// Reads the index of a stored segment.

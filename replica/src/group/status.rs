@@ -43,7 +43,7 @@ pub struct Status {
     pub passes_dropped: u64,
     /// Blocks that comparisons by this process found to differ from the primary's disks.
     pub mismatched_blocks: u64,
-    /// Something an administrator has to look at: the last that this process met, and a dropped pass
-    /// until another is complete.
+    /// Something an administrator has to look at: the last that this process met, a dropped pass until
+    /// another is complete, and what a comparison found to differ until one finds nothing.
     pub alarm: Option<String>,
 }

@@ -6,7 +6,7 @@ use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use afterimage_format::wire::Compared;
+use afterimage_format::wire::Comparisons;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,7 +18,7 @@ use crate::compare;
 /// Follows the verify records of one group; ends with the session.
 pub(super) struct Comparing {
     following: Pin<Box<dyn Future<Output = Infallible> + Send>>,
-    news: Pin<Box<dyn Future<Output = watch::Receiver<Compared>> + Send>>,
+    news: Pin<Box<dyn Future<Output = watch::Receiver<Comparisons>> + Send>>,
 }
 
 impl Comparing {
@@ -59,8 +59,8 @@ impl Comparing {
 }
 
 fn next(
-    mut shown: watch::Receiver<Compared>,
-) -> Pin<Box<dyn Future<Output = watch::Receiver<Compared>> + Send>> {
+    mut shown: watch::Receiver<Comparisons>,
+) -> Pin<Box<dyn Future<Output = watch::Receiver<Comparisons>> + Send>> {
     Box::pin(async move {
         match shown.changed().await {
             Ok(()) => shown,

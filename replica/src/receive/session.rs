@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use afterimage_format::ids::{Epoch, GroupId, LogId};
 use afterimage_format::manifest::is_terminator;
-use afterimage_format::op::Op;
 use afterimage_format::segment::{self, SegmentError, SegmentIndex, SegmentKind};
 use afterimage_format::wire::{Ack, Resume};
 use bytes::Bytes;
@@ -190,7 +189,7 @@ impl Session {
             cursor,
             completed_pass,
             active_pass,
-            compared: *self.group.comparison().watch().borrow(),
+            comparisons: self.group.comparison().now(),
         }
     }
 
@@ -256,9 +255,7 @@ impl Session {
                 None => Vec::new(),
             }
         };
-        if index.entries.iter().any(|e| e.record.op == Op::Verify) {
-            self.group.comparison().tell();
-        }
+        self.group.comparison().tell();
         let newest_ns = match index.header.kind {
             SegmentKind::Log => index.entries.last().map_or(0, |entry| entry.record.wall_ns),
             SegmentKind::Pass => 0,

@@ -90,7 +90,7 @@ fn body(op: Op, script: &mut Script<'_>, pass: Lsn, chain: RecordChain) -> Vec<u
         }
         .encode(),
         Op::Verify => VerifyBody {
-            run: Lsn(number(script, pass.0)),
+            run: number(script, 1).max(1),
             number: number(script, 0) as u32,
             last: script.below(2) == 0,
             at: Lsn(number(script, pass.0 + 2)),

@@ -212,7 +212,7 @@ impl Run {
         };
         let newest = self.site.check_points(&mut self.rng, &self.logs, 4).await?;
         match newest {
-            Some((_, lsn)) if lsn >= reached => self.compare_in_peace(reached).await,
+            Some((_, lsn)) if lsn >= reached => self.compare_in_peace().await,
             newest => Err(format!(
                 "everything up to record {reached} is acknowledged, the newest point is {newest:?}"
             )),
@@ -220,7 +220,7 @@ impl Run {
     }
 
     /// Nothing happens any more, and the replica is in step: every block is found to be the same.
-    async fn compare_in_peace(&mut self, reached: u64) -> Result<(), String> {
+    async fn compare_in_peace(&mut self) -> Result<(), String> {
         let running = self.running.as_mut();
         let Some(verifier) = running.and_then(|running| running.verifier.as_mut()) else {
             return Ok(());
@@ -230,11 +230,11 @@ impl Run {
             self.one_turn().await?;
             self.host.now_ns += 1_000_000;
             tokio::time::sleep(Duration::from_millis(1)).await;
-            let status = self.running.as_ref().map(|running| running.status.get());
-            let Some(compared) = status.map(|status| status.compared) else {
+            let running = self.running.as_ref();
+            let Some(verifier) = running.and_then(|running| running.verifier.as_ref()) else {
                 return Err("the primary died although nothing breaks any more".to_owned());
             };
-            if compared.run.0 >= reached && compared.is_over() {
+            if let Some(compared) = verifier.outcome() {
                 return match compared.is_whole() {
                     true => Ok(()),
                     false => Err(format!("not compared to the end: {compared:?}")),

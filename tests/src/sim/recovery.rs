@@ -67,7 +67,7 @@ impl Run {
                     shipping: tokio::spawn(task.run()),
                     verifier: self
                         .verify_pause
-                        .map(|pause| Verifier::begin(port, status.clone(), pause)),
+                        .map(|pause| Verifier::begin(port, status.clone(), pause, self.turn)),
                     status,
                 });
                 Ok(true)

@@ -470,7 +470,7 @@ impl Run {
         let (compared, whole) = verifier.judge()?;
         if whole {
             self.verified += 1;
-            trace::note(&[14, compared.run.0], || format!("the same: {compared:?}"));
+            trace::note(&[14, compared.run], || format!("the same: {compared:?}"));
         }
         Ok(())
     }

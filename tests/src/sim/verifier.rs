@@ -11,38 +11,57 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// No life has so many runs.
+const RUNS_MAX: u64 = 1 << 16;
+
 /// Whoever lets a life's disks be compared.
 pub struct Verifier {
     task: JoinHandle<()>,
     port: Arc<Port>,
     status: StatusCell,
-    counted: Lsn,
+    progress: watch::Sender<VerifyProgress>,
+    /// Identities of this life's runs begin here.
+    first: u64,
+    counted: u64,
 }
 
 impl Verifier {
-    /// For one life of the primary: a run, a pause, a run.
+    /// For the one life of the primary that begins in this turn: a run, a pause, a run.
     #[must_use]
-    pub fn begin(port: Arc<Port>, status: StatusCell, pause: Duration) -> Self {
-        let again = port.clone();
+    pub fn begin(port: Arc<Port>, status: StatusCell, pause: Duration, turn: u64) -> Self {
+        let first = (turn + 1) * RUNS_MAX;
+        let (progress, _) = watch::channel(VerifyProgress::default());
+        let (again, shown) = (port.clone(), progress.clone());
         let task = tokio::spawn(async move {
-            loop {
+            for number in 1..RUNS_MAX {
                 tokio::time::sleep(pause).await;
-                once(&again).await;
+                once(&again, first + number, &shown).await;
             }
         });
         Self {
             task,
             port,
             status,
-            counted: Lsn::ZERO,
+            progress,
+            first,
+            counted: 0,
         }
     }
 
     /// No further run but one more, from now on.
     pub fn one_more(&mut self) {
         self.task.abort();
-        let port = self.port.clone();
-        self.task = tokio::spawn(async move { once(&port).await });
+        self.progress.send_replace(VerifyProgress::default());
+        let (port, run, shown) = (self.port.clone(), self.first, self.progress.clone());
+        self.task = tokio::spawn(async move { once(&port, run, &shown).await });
+    }
+
+    /// What the one more run has come to, once it is over.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Compared> {
+        let VerifyProgress { over, last, .. } = *self.progress.borrow();
+        let said = self.status.get().of_run(self.first, last);
+        said.filter(|_| over)
     }
 
     /// No further run.
@@ -50,24 +69,25 @@ impl Verifier {
         self.task.abort();
     }
 
-    /// What the replica says; whether it has come to the end of a run in which every block is the
-    /// same that was not counted yet.
+    /// What the replica says of the last run that ended; whether every block of it is the same, and it
+    /// was not counted yet.
     ///
     /// # Errors
     /// A block differs.
     pub fn judge(&mut self) -> Result<(Compared, bool), String> {
         let status = self.status.get();
-        if status.mismatched_blocks_total > 0 {
+        if status.mismatched_blocks() > 0 {
             return Err(format!(
                 "a comparison finds a difference: {:?}",
-                status.compared
+                status.comparisons
             ));
         }
-        let whole = status.compared.is_whole() && status.compared.run != self.counted;
+        let finished = status.comparisons.finished;
+        let whole = finished.is_whole() && finished.run != self.counted;
         if whole {
-            self.counted = status.compared.run;
+            self.counted = finished.run;
         }
-        Ok((status.compared, whole))
+        Ok((finished, whole))
     }
 }
 
@@ -78,13 +98,13 @@ impl Drop for Verifier {
 }
 
 /// Waits for nobody: what comes while the replica is away, or has no copy yet, is to be skipped.
-async fn once(port: &Port) {
-    let (progress, _) = watch::channel(VerifyProgress::default());
+async fn once(port: &Port, number: u64, progress: &watch::Sender<VerifyProgress>) {
     let acked = || Some(Lsn::MAX);
     let around = Surroundings {
+        run: number,
         acked: &acked,
         bytes_per_second: &|| None,
-        progress: &progress,
+        progress,
     };
     // It ends early with the life, or when a disk cannot be read.
     let _ = run(port, &around).await;

@@ -146,6 +146,9 @@ pub struct TargetStatus {
     /// What the target found when it last compared what it holds with the disks.
     #[serde(default)]
     pub compared: Option<ComparedStatus>,
+    /// Blocks known to differ there: those of the last comparison, until one finds none.
+    #[serde(default)]
+    pub differing_blocks: u64,
     /// Blocks that it found to differ since the start, in all comparisons.
     #[serde(default)]
     pub mismatched_blocks: u64,
@@ -183,8 +186,11 @@ pub struct ComparedStatus {
     pub mismatched_blocks: u64,
     /// Ranges that could not be compared.
     pub skipped: u64,
-    /// Ranges of the comparison, once it is over there.
+    /// Ranges of the comparison, once its last has been compared there.
     pub total: Option<u64>,
+    /// It is over there, or can come no further.
+    #[serde(default)]
+    pub over: bool,
     /// It is over, and no block differs.
     pub whole: bool,
 }

@@ -117,12 +117,17 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
             line += &format!(", restorable up to {} ago", age(time, now));
         }
         if let Some(compared) = &target.compared {
-            line += &match (compared.mismatched_blocks, compared.skipped, compared.total) {
-                (0, 0, Some(_)) if compared.whole => ", the same as the disks".to_owned(),
-                (0, _, None) => format!(", {} ranges compared with the disks", compared.ranges),
-                (0, ..) => ", compared with the disks in part only".to_owned(),
-                (blocks, ..) => format!(", {blocks} blocks DIFFER from the disks"),
+            line += &match compared.over {
+                true if compared.whole => ", the same as the disks".to_owned(),
+                true if compared.mismatched_blocks == 0 => {
+                    ", compared with the disks in part only".to_owned()
+                }
+                true => String::new(),
+                false => format!(", {} ranges compared with the disks", compared.ranges),
             };
+        }
+        if target.differing_blocks > 0 {
+            line += &format!(", {} blocks DIFFER from the disks", target.differing_blocks);
         }
         if target.gap {
             line +=

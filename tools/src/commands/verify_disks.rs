@@ -64,17 +64,17 @@ pub async fn run(client: &Client, group: &str, output: Output) -> anyhow::Result
         let said = |target: &TargetStatus| target.compared.clone().filter(|c| c.run == begun.run);
         let far = in_step
             .iter()
-            .map(|t| said(t).map_or(0, |c| c.ranges + c.skipped))
+            .map(|t| said(t).map_or(0, |c| c.ranges.saturating_add(c.skipped)))
             .min();
         comparing.set_position(far.unwrap_or(0));
-        let over = |target: &&TargetStatus| said(target).is_some_and(|c| c.total.is_some());
+        let over = |target: &&TargetStatus| said(target).is_some_and(|c| c.over);
         if !in_step.is_empty() && in_step.iter().all(over) {
             break status
                 .targets
                 .iter()
                 .map(|target| AtTarget {
                     url: target.url.clone(),
-                    compared: said(target).filter(|c| c.total.is_some()),
+                    compared: said(target).filter(|c| c.over),
                 })
                 .collect::<Vec<_>>();
         }
@@ -123,18 +123,18 @@ fn text(compared: &Compared) -> String {
     for target in &compared.targets {
         let said = match &target.compared {
             None => "not compared: it is away, or its copy is not complete".to_owned(),
-            Some(said) => words(said, compared.disk_bytes),
+            Some(said) => words(said),
         };
         text += &format!("{} at {}: {said}\n", compared.group, target.url);
     }
     text
 }
 
-fn words(said: &ComparedStatus, disk_bytes: u64) -> String {
+fn words(said: &ComparedStatus) -> String {
     if said.whole {
         return format!(
             "all {} are the same ({} ranges)",
-            bytes(disk_bytes),
+            bytes(said.bytes),
             said.ranges
         );
     }
@@ -150,8 +150,11 @@ fn words(said: &ComparedStatus, disk_bytes: u64) -> String {
     if missing > 0 {
         parts.push(format!("{missing} ranges never came"));
     }
+    if said.total.is_none() {
+        parts.push("its end never came: the history got a gap".to_owned());
+    }
     format!(
-        "{}; {} of {total} ranges compared; see \"When a comparison finds differences\" in docs/operating.md",
+        "{}; {} ranges compared; see \"When a comparison finds differences\" in docs/operating.md",
         parts.join(", "),
         said.ranges
     )
@@ -169,16 +172,22 @@ mod tests {
             mismatched_blocks,
             skipped,
             total: Some(10),
+            over: true,
             whole: (ranges, mismatched_blocks) == (10, 0),
         }
     }
 
     #[test]
     fn nothing_that_is_not_equal_reads_as_if_it_were() {
-        assert!(words(&said(10, 0, 0), 10 << 20).starts_with("all 10.0 MiB are the same"));
-        assert!(words(&said(10, 3, 0), 10 << 20).starts_with("3 blocks DIFFER;"));
-        assert!(words(&said(8, 0, 2), 10 << 20).starts_with("2 ranges could NOT be compared;"));
-        assert!(words(&said(9, 0, 0), 10 << 20).starts_with("1 ranges never came;"));
+        assert!(words(&said(10, 0, 0)).starts_with("all 10.0 MiB are the same"));
+        assert!(words(&said(10, 3, 0)).starts_with("3 blocks DIFFER;"));
+        assert!(words(&said(8, 0, 2)).starts_with("2 ranges could NOT be compared;"));
+        assert!(words(&said(9, 0, 0)).starts_with("1 ranges never came;"));
+        let cut_short = ComparedStatus {
+            total: None,
+            ..said(9, 0, 0)
+        };
+        assert!(words(&cut_short).starts_with("its end never came"));
     }
 
     #[test]

@@ -417,6 +417,8 @@ impl Running {
     /// Runs beside the group and ends with it.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those that have ended leave no trace.
+        while tasks.try_join_next().is_some() {}
         tasks.spawn(task)
     }
 

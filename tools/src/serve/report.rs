@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use super::group::{GapClock, Notes, Running, TargetTask};
 use super::open::wall_ns;
-use super::verify;
 use crate::api::types::{
     ClientStatus, DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
 };
@@ -51,7 +50,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         let known = snapshot.sinks.iter().find(|sink| sink.sink == target.sink);
         // One that the superblock does not know has nothing.
         let backlog = known.map_or(engine.log_bytes_used, |sink| sink.log_bytes);
-        targets.push(target_status(target, &engine, gap, backlog));
+        targets.push(target_status(group, target, &engine, gap, backlog));
     }
     let gap_seconds = gap_seconds(group).await;
     let notes = group.notes();
@@ -236,13 +235,10 @@ fn state(
         }
         return ("degraded", Some(why));
     }
-    if let Some((target, compared)) = targets.iter().find_map(|target| {
-        let compared = target.compared.as_ref()?;
-        (compared.mismatched_blocks > 0).then_some((target, compared))
-    }) {
+    if let Some(target) = targets.iter().find(|target| target.differing_blocks > 0) {
         let why = format!(
             "{} blocks at {} are not what the disks hold: images from there are wrong; see docs/operating.md, \"When a comparison finds differences\"",
-            compared.mismatched_blocks, target.url
+            target.differing_blocks, target.url
         );
         return ("degraded", Some(why));
     }
@@ -250,6 +246,7 @@ fn state(
 }
 
 fn target_status(
+    group: &Running,
     target: &TargetTask,
     engine: &EngineStatus,
     gap: bool,
@@ -288,7 +285,8 @@ fn target_status(
         sessions_ended: ship.reconnects_total,
         diverged: ship.divergences_total,
         gap,
-        compared: verify::compared(&ship),
+        compared: group.verify.at(&ship),
+        differing_blocks: ship.mismatched_blocks(),
         mismatched_blocks: ship.mismatched_blocks_total,
         pass: ship.pass.map(|pass| PassStatus {
             done_bytes: pass.blocks_done * BLOCK,
@@ -350,18 +348,27 @@ pub(super) async fn history(group: &Group) -> HistoryNumbers {
         tracing::warn!(group = %group.id(), %error, "the result of the last check cannot be read");
         None
     });
-    let compared = compare::kept::last(group.repository(), group.id()).await;
-    let compared = compared.unwrap_or_else(|error| {
-        tracing::warn!(group = %group.id(), %error, "the result of the last comparison cannot be read");
-        None
-    });
+    let compared_ns = match group.comparison().whole_ns() {
+        Some(whole_ns) => whole_ns,
+        // Nobody compares it in this process.
+        None => kept_whole_ns(group).await,
+    };
     HistoryNumbers {
         group: String::new(),
         oldest_point_ns: oldest,
         last_verified_ns: last.map(|last| last.whole_ns).filter(|at| *at > 0),
-        last_compared_ns: compared.map(|last| last.whole_ns).filter(|at| *at > 0),
+        last_compared_ns: Some(compared_ns).filter(|at| *at > 0),
         damaged_objects: last.map(|last| last.problems),
     }
+}
+
+async fn kept_whole_ns(group: &Group) -> u64 {
+    let last = compare::kept::last(group.repository(), group.id()).await;
+    let last = last.unwrap_or_else(|error| {
+        tracing::warn!(group = %group.id(), %error, "the result of the last comparison cannot be read");
+        None
+    });
+    last.map_or(0, |last| last.whole_ns)
 }
 
 /// A received group.

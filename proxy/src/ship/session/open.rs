@@ -11,6 +11,7 @@ use crate::ship::resume::{
 };
 use crate::ship::sink::{SinkConnection, SinkError};
 use crate::ship::source::RecordSource;
+use crate::ship::status::SinkState;
 use afterimage_format::chain::RecordChain;
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
@@ -74,7 +75,10 @@ pub(super) async fn open(
             // has had fewer. It begins a new epoch here, as a log without any would.
             memory.demands_epoch = first_contact && !demands_epoch;
         }
-        let resume = match reply? {
+        let reply = reply?;
+        // It has answered, whatever it was before.
+        context.status.update(|s| s.state = SinkState::Connecting);
+        let resume = match reply {
             HelloReply::NewEpoch(new) => {
                 if new <= epoch {
                     return Err(SessionError::Answer("a new epoch that is not higher"));

@@ -373,10 +373,12 @@ impl<'a> Streaming<'a> {
     }
 
     async fn handle_ack(&mut self, ack: &Ack) -> Result<(), SessionError> {
+        let before = self.window.acked_segments();
         let wall_ns = self.window.ack(ack)?;
         self.active_at_sink = ack.active_pass;
-        self.memory.progressed = true;
-        self.context.status.compared(ack.compared);
+        // One that only tells of a comparison is no progress of shipping.
+        self.memory.progressed |= self.window.acked_segments() > before;
+        self.context.status.compared(ack.comparisons);
         let complete = ack.completed_pass != Lsn::ZERO && self.base_due_behind.is_none();
         if let Some(driven) = &self.pass
             && driven.pass.begin() == ack.completed_pass

@@ -98,6 +98,7 @@ impl FakeGroup {
             appended: Lsn(state.next - 1),
             oldest: Lsn(state.oldest),
             epoch: state.epoch,
+            ..LogProgress::default()
         });
     }
 

@@ -9,7 +9,8 @@ use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Epoch, LogId, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::{PassEndBody, SegmentIndex, SegmentKind, SinkId, verify};
 use afterimage_format::wire::{
-    Ack, ActivePass, Compared, Cursor, ErrorCode, Hello, HelloReply, Message, RemoteError, Resume,
+    Ack, ActivePass, Comparisons, Cursor, ErrorCode, Hello, HelloReply, Message, RemoteError,
+    Resume,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ pub(super) struct Replica {
     pub(super) cursor: Cursor,
     pub(super) completed: Lsn,
     pub(super) active: Option<ActivePass>,
-    pub(super) compared: Compared,
+    pub(super) comparisons: Comparisons,
     pub(super) blocks: Blocks,
     pub(super) hellos: Vec<Hello>,
     pub(super) gaps: Vec<Lsn>,
@@ -146,7 +147,7 @@ impl Replica {
             cursor: self.cursor,
             completed_pass: self.completed,
             active_pass: self.active,
-            compared: self.compared,
+            comparisons: self.comparisons,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod checkpoint_confirm;
 pub mod checksum;
 pub mod claim;
 pub mod cursor;
+pub mod epoch;
 pub mod frame;
 #[cfg(test)]
 mod golden;

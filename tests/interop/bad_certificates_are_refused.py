@@ -1,10 +1,11 @@
-"""Certificates that expired, of another authority or for another group; a permitted name with another UUID."""
+"""Certificates that expired, of another authority or for another group; old TLS; a known name with another UUID."""
 
 import os
 
 from harness.nbd_client import Connection
 from harness.process import expect, expect_equal, scratch, wait_until
 from harness.sites import Certificates, primary, replica
+from harness.tls import only_1_3_is_spoken
 
 
 def target(site, group="vm1"):
@@ -28,6 +29,10 @@ with scratch() as folder:
     certificates, foreign = Certificates(folder / "ca"), Certificates(folder / "foreign-ca")
     with replica(folder, certificates) as dr:
         port = dr.repository_port
+        # A header with an unknown message is answered by an error.
+        only_1_3_is_spoken("a replica", port, certificates.folder / "ca.pem", certificates.client("vm1", name="any"),
+                           after=lambda stream: (stream.sendall(bytes([99] + 7 * [0])), stream.recv(1)))
+
         expired = certificates.client("vm1", name="expired", days=-1)
         refused(primary(folder, certificates, port, name="a", client=expired), "an expired certificate",
                 "away", "CertificateExpired")

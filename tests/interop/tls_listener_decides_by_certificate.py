@@ -3,11 +3,33 @@
 import os
 import shutil
 
-from harness.nbd_client import OPT_GO, OPT_LIST, REP_ERR_TLS_REQD, Connection
+from harness.nbd_client import OPT_GO, OPT_LIST, OPT_STARTTLS, REP_ACK, REP_ERR_TLS_REQD, Connection
 from harness.ports import free_port
 from harness.process import expect_equal, run, scratch
 from harness.server import Afterimage
 from harness.sites import Certificates
+from harness.tls import only_1_3_is_spoken
+
+
+class Over(Connection):
+    """A connection over a stream that is there already."""
+
+    def __init__(self, stream):
+        self.socket = stream
+        self.cookie = 0
+        self.size = self.flags = None
+
+
+def start_tls(plain):
+    """What comes before TLS in NBD."""
+    client = Over(plain)
+    client.greet()
+    expect_equal(client.option_outcome(OPT_STARTTLS)[0], REP_ACK, "STARTTLS")
+
+
+def list_exports(stream):
+    """Something that is answered."""
+    expect_equal(Over(stream).option_outcome(OPT_LIST)[0], REP_ACK, "LIST over TLS")
 
 
 def gnutls_folder(certificates, certificate, folder):
@@ -47,3 +69,5 @@ with scratch() as folder:
             client.greet()
             expect_equal(client.option_outcome(OPT_LIST)[0], REP_ERR_TLS_REQD, "LIST before STARTTLS")
             expect_equal(client.option_outcome(OPT_GO, b"\0\0\0\x07vm1/vda\0\0")[0], REP_ERR_TLS_REQD, "GO")
+        only_1_3_is_spoken("an NBD listener", port, certificates.folder / "ca.pem", certificates.folder / "client-vm1",
+                           before=start_tls, after=list_exports)

@@ -2,9 +2,26 @@
 
 use crate::checksum::crc32c;
 use crate::cursor::CursorError;
+use std::mem::offset_of;
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct Head {
+    magic: [u8; 8],
+    version: U16,
+    reserved: U16,
+    /// Of the whole object.
+    length: U32,
+}
 
 /// Bytes before the body.
-const HEAD_BYTES: usize = 16;
+const HEAD_BYTES: usize = size_of::<Head>();
+
+const _: () = assert!(HEAD_BYTES == 16);
+const _: () = assert!(offset_of!(Head, version) == 8);
+const _: () = assert!(offset_of!(Head, length) == 12);
 /// Bytes behind the body.
 const CRC_BYTES: usize = 4;
 
@@ -57,10 +74,13 @@ impl Kind {
     pub(super) fn seal(&self, body: &[u8]) -> Vec<u8> {
         let total = HEAD_BYTES + body.len() + CRC_BYTES;
         let mut out = Vec::with_capacity(total);
-        out.extend_from_slice(&self.magic);
-        out.extend_from_slice(&self.version.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&(total as u32).to_le_bytes());
+        let head = Head {
+            magic: self.magic,
+            version: self.version.into(),
+            reserved: 0.into(),
+            length: (total as u32).into(),
+        };
+        out.extend_from_slice(head.as_bytes());
         out.extend_from_slice(body);
         out.extend_from_slice(&crc32c(&out).to_le_bytes());
         out
@@ -78,7 +98,10 @@ impl Kind {
         if bytes.len() < HEAD_BYTES + CRC_BYTES || bytes.len() > self.bytes_max {
             return Err(length());
         }
-        let found = u16::from_le_bytes([bytes[8], bytes[9]]);
+        let Ok((head, _)) = Head::ref_from_prefix(bytes) else {
+            return Err(length());
+        };
+        let found = head.version.get();
         if found != self.version {
             return Err(ObjectError::Version {
                 kind: self.name,
@@ -86,15 +109,14 @@ impl Kind {
                 known: self.version,
             });
         }
-        let stated = u32::from_le_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]);
-        if stated as usize != bytes.len() {
+        if head.length.get() as usize != bytes.len() {
             return Err(length());
         }
         let (content, crc) = bytes.split_at(bytes.len() - CRC_BYTES);
         if crc != crc32c(content).to_le_bytes() {
             return Err(ObjectError::Checksum(self.name));
         }
-        if content[10..12] != [0; 2] {
+        if head.reserved.get() != 0 {
             return Err(self.body_error(CursorError::Invalid("reserved bytes")));
         }
         Ok(&content[HEAD_BYTES..])

@@ -5,6 +5,14 @@ use crate::segment::SEGMENT_BYTES_MAX;
 
 /// Bytes of a frame's header: kind 1, reserved 3, body length 4.
 pub const FRAME_HEADER_BYTES: usize = 8;
+const KIND_AT: usize = 0;
+const RESERVED_AT: usize = 1;
+const BODY_LEN_AT: usize = 4;
+
+const _: () = assert!(KIND_AT + size_of::<u8>() == RESERVED_AT);
+const _: () = assert!(RESERVED_AT + 3 == BODY_LEN_AT);
+const _: () = assert!(BODY_LEN_AT + size_of::<u32>() == FRAME_HEADER_BYTES);
+const _: () = assert!(SEGMENT_BYTES_MAX <= u32::MAX as usize);
 
 /// What a frame carries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -64,8 +72,8 @@ impl FrameHeader {
     #[must_use]
     pub fn encode(self) -> [u8; FRAME_HEADER_BYTES] {
         let mut out = [0; FRAME_HEADER_BYTES];
-        out[0] = self.kind as u8;
-        out[4..].copy_from_slice(&self.body_len.to_le_bytes());
+        out[KIND_AT] = self.kind as u8;
+        out[BODY_LEN_AT..].copy_from_slice(&self.body_len.to_le_bytes());
         out
     }
 
@@ -74,11 +82,14 @@ impl FrameHeader {
     /// # Errors
     /// Unknown message, reserved bytes not zero, body too long.
     pub fn decode(bytes: [u8; FRAME_HEADER_BYTES]) -> Result<Self, WireError> {
-        let kind = MessageKind::from_number(bytes[0]).ok_or(WireError::Kind(bytes[0]))?;
-        if bytes[1..4] != [0; 3] {
+        let number = bytes[KIND_AT];
+        let kind = MessageKind::from_number(number).ok_or(WireError::Kind(number))?;
+        if bytes[RESERVED_AT..BODY_LEN_AT] != [0; 3] {
             return Err(WireError::Reserved);
         }
-        let body_len = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+        let mut body_len = [0; size_of::<u32>()];
+        body_len.copy_from_slice(&bytes[BODY_LEN_AT..]);
+        let body_len = u32::from_le_bytes(body_len);
         if body_len as usize > kind.body_bytes_max() {
             return Err(WireError::TooLong {
                 kind,

@@ -6,6 +6,7 @@ use super::request::Now;
 use super::trim::Stored;
 use crate::io::Storage;
 use afterimage_format::chain::RecordChain;
+use afterimage_format::epoch::EpochBody;
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::SinkId;
@@ -227,7 +228,7 @@ impl<S: Storage> Engine<S> {
                 first_block: 0,
                 block_count: 0,
                 aux: 0,
-                body: epoch.0.to_le_bytes().to_vec(),
+                body: EpochBody { epoch }.encode(),
             };
             self.append_event(now, ticket, event);
         }

@@ -13,6 +13,7 @@
 //! is answered only when the log is durable past every write answered before; a record leaves the
 //! log only when the backings have it durably and every sink has it or is durably dirty; after the
 //! first error of the log nothing is called durable any more.
+#![deny(clippy::disallowed_methods)]
 
 mod append;
 pub mod block_map;

@@ -2,8 +2,10 @@
 
 use super::test_certificates::Authority;
 use super::{EndpointFiles, Identity, TlsError, client_config, identity_in, server_config};
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use rustls::version::TLS12;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 use std::sync::Arc;
 
 /// A handshake in memory: the server's view of the client, or the server's or client's error.
@@ -64,6 +66,76 @@ fn both_sides_are_checked() {
     let open = server_config(&server, None).expect("a configuration");
     let client = client_config(&client, &ours.file).expect("a configuration");
     assert_eq!(meet(open, client), Ok(None));
+}
+
+#[test]
+fn tls_1_2_is_not_spoken() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = Authority::new(folder.path(), "ca");
+    let files = ca.issue("server", &["replica.test"], &[], false);
+    let roots = super::authorities(&ca.file).expect("an authority");
+    let old_client = ClientConfig::builder_with_provider(super::provider())
+        .with_protocol_versions(&[&TLS12])
+        .expect("a version")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let old_client = Arc::new(old_client);
+    for client_ca in [None, Some(&*ca.file)] {
+        let server = server_config(&files, client_ca).expect("a configuration");
+        let refused = meet(server, old_client.clone());
+        let incompatible = matches!(refused, Err(rustls::Error::PeerIncompatible(_)));
+        assert!(incompatible, "{refused:?}");
+    }
+    let chain = super::certificates(&files.cert).expect("a certificate");
+    let old_server = ServerConfig::builder_with_provider(super::provider())
+        .with_protocol_versions(&[&TLS12])
+        .expect("a version")
+        .with_no_client_auth()
+        .with_single_cert(chain, super::key(&files.key).expect("a key"))
+        .expect("a configuration");
+    let client = client_config(&files, &ca.file).expect("a configuration");
+    let refused = meet(Arc::new(old_server), client);
+    let incompatible = matches!(refused, Err(rustls::Error::PeerIncompatible(_)));
+    assert!(incompatible, "{refused:?}");
+}
+
+/// A client that would resume and send early data if it were let.
+#[test]
+fn nothing_is_resumed_and_no_data_comes_early() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = Authority::new(folder.path(), "ca");
+    let files = ca.issue("server", &["replica.test"], &[], false);
+    let ours = client_config(&files, &ca.file).expect("a configuration");
+    assert!(!ours.enable_early_data);
+    let mut eager = (*ours).clone();
+    eager.resumption = Resumption::in_memory_sessions(4);
+    eager.enable_early_data = true;
+    let eager = Arc::new(eager);
+    let server = server_config(&files, Some(&ca.file)).expect("a configuration");
+    assert_eq!(
+        (server.send_tls13_tickets, server.max_early_data_size),
+        (0, 0)
+    );
+    for _ in 0..2 {
+        let mut ours = ServerConnection::new(server.clone()).expect("a connection");
+        let name = ServerName::try_from("replica.test").expect("a name");
+        let mut client = ClientConnection::new(eager.clone(), name).expect("a connection");
+        assert!(client.early_data().is_none());
+        // Beyond the handshake, too: that is when tickets come.
+        for _ in 0..6 {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).expect("memory");
+            ours.read_tls(&mut &wire[..]).expect("memory");
+            ours.process_new_packets().expect("accepted");
+            wire.clear();
+            ours.write_tls(&mut wire).expect("memory");
+            client.read_tls(&mut &wire[..]).expect("memory");
+            client.process_new_packets().expect("accepted");
+        }
+        assert!(!client.is_handshaking() && !ours.is_handshaking());
+        assert_eq!(client.handshake_kind(), Some(HandshakeKind::Full));
+        assert_eq!(client.tls13_tickets_received(), 0);
+    }
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub(super) struct Group {
     pub(super) removing: Option<oneshot::Sender<Option<StorageParts>>>,
     waiting: Slab<Waiting>,
     progress: watch::Sender<LogProgress>,
+    /// What is shown there, so that a turn without progress takes no lock.
+    shown: LogProgress,
     events: mpsc::UnboundedSender<GroupEvent>,
     detach_marker: DetachMarker,
     postbox: Postbox<Message>,
@@ -74,6 +76,7 @@ impl Group {
         postbox: Postbox<Message>,
         key: GroupKey,
     ) -> Self {
+        let shown = *progress.borrow();
         Self {
             name,
             engine,
@@ -84,6 +87,7 @@ impl Group {
             durations: Durations::default(),
             removing: None,
             waiting: Slab::new(),
+            shown,
             progress,
             events,
             detach_marker,
@@ -115,6 +119,10 @@ impl Group {
         }
         self.taken = events;
         let progress = self.engine.progress();
+        if progress == self.shown {
+            return;
+        }
+        self.shown = progress;
         // All of it is shown, but only what makes work for the sinks wakes them: where the log
         // begins may change long after the last record became durable.
         self.progress.send_if_modified(|shown| {

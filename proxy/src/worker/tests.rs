@@ -85,6 +85,21 @@ fn the_beginning_of_the_log_is_shown_though_nothing_new_becomes_durable() {
     panic!("the log is empty, what is shown is {:?}", progress.borrow());
 }
 
+/// A turn in which nothing new becomes durable publishes nothing: whoever looks at what was published
+/// holds up no client.
+#[test]
+fn whoever_looks_at_the_progress_holds_up_no_read() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    assert_eq!(client.read(0, 4096), [0; 4096]);
+    let progress = rig.group.progress();
+    let looked_at = progress.borrow();
+    for at in 0..10 {
+        assert_eq!(client.read(at * 4096, 4096), [0; 4096]);
+    }
+    drop(looked_at);
+}
+
 #[test]
 fn a_snapshot_says_what_each_sink_lacks() {
     let rig = Rig::new();

@@ -5,6 +5,7 @@
 //! What always holds: [`Epoch::check`] decides and changes nothing, [`Epoch::apply`] changes and
 //! cannot fail; between the two the segment is committed. A position is readable if and only if a
 //! base covers it whose pass is complete at or below it and no later base has begun.
+#![deny(clippy::disallowed_methods)]
 
 mod base;
 mod clock;

@@ -7,6 +7,7 @@
 //! What always holds: a run never changes once it is in a list; a [`Snapshot`] is a copy of the
 //! list and sees exactly what was added before it was taken. Nothing here is durable: it is built
 //! anew from the segments' own indexes.
+#![deny(clippy::disallowed_methods)]
 
 mod extent;
 mod lookup;

@@ -26,7 +26,7 @@ pub enum IngestError {
     },
     /// Name, UUID and certificate do not belong together.
     #[error(
-        "group {name:?} is bound to UUID {bound} and {bound_peer:?} here, the peer says {said} and {said_peer:?}: use another name, or remove the group from the repository"
+        "group {name:?} is bound to UUID {bound} and {bound_peer:?} here, the peer says {said} and {said_peer:?}: show a certificate with the SAN it is bound to, use another name, or remove the group from the repository"
     )]
     Identity {
         /// The name.

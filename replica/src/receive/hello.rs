@@ -17,6 +17,7 @@
 //! key, then the manifest. A crash between the two leaves an ended epoch whose terminator says
 //! what was meant; the next hello goes on from there. Losing either race means that somebody else
 //! has moved on: the history is read again and the table applied anew.
+#![deny(clippy::disallowed_methods)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

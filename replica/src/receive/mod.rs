@@ -16,6 +16,7 @@ mod error;
 mod hello;
 mod peer;
 mod place;
+mod room;
 mod server;
 mod session;
 

@@ -2,8 +2,8 @@
 //!
 //! Per connection two tasks: one reads messages, one commits what was read and answers. Bounded:
 //! connections, bytes of segments that have been announced and not committed (over all
-//! connections), time of a handshake, silence of a peer. A peer that breaks the protocol or whose
-//! segment is refused gets the reason as the last message.
+//! connections, see `room`), time of a handshake, silence of a peer. A peer that breaks the
+//! protocol, finds no place or whose segment is refused gets the reason as the last message.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_format::wire::{
-    Ack, ErrorCode, Hello, HelloReply, Message, PROTOCOL_VERSION, RemoteError, WireError,
+    Ack, ErrorCode, Hello, HelloReply, Message, MessageKind, PROTOCOL_VERSION, RemoteError,
+    WireError,
 };
 use afterimage_proxy::ship::codec::{CodecError, read_body, read_header, write_message};
 use afterimage_proxy::tls::Identity;
@@ -28,8 +29,12 @@ use tokio_util::task::TaskTracker;
 use super::comparing::Comparing;
 use super::error::IngestError;
 use super::peer::Peer;
+use super::room::Room;
 use super::session::{Session, Verified};
 use super::{NowNs, Receiver};
+
+/// Connections beyond `connections_max` that are told so at a time; more are dropped without a word.
+const TURNED_AWAY_MAX: usize = 16;
 
 /// Limits of a server.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +49,9 @@ pub struct ServerLimits {
     pub silence: Duration,
     /// A sign of life is sent after this long without an answer.
     pub keep_alive: Duration,
+    /// After this long of waiting for a part of `pending_bytes_max`, the peers that are slowest in
+    /// sending what they have their part for are cut off. Less than a primary's own patience.
+    pub patience: Duration,
 }
 
 impl Default for ServerLimits {
@@ -54,6 +62,7 @@ impl Default for ServerLimits {
             handshake: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             keep_alive: Duration::from_secs(10),
+            patience: Duration::from_secs(10),
         }
     }
 }
@@ -64,6 +73,7 @@ pub struct Server {
     conversation: Conversation,
     tls: TlsAcceptor,
     connections: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
 }
 
 /// What is said on a connection once it is known who speaks.
@@ -72,7 +82,7 @@ pub struct Conversation {
     receiver: Receiver,
     limits: ServerLimits,
     now: NowNs,
-    pending: Arc<Semaphore>,
+    room: Arc<Room>,
 }
 
 impl Server {
@@ -89,6 +99,7 @@ impl Server {
             conversation: Conversation::new(receiver, limits, now),
             tls: TlsAcceptor::from(tls),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
         }
     }
 
@@ -103,15 +114,18 @@ impl Server {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let Ok(permit) = self.connections.clone().try_acquire_owned() else {
-                        tracing::warn!(%address, "too many connections, one is dropped");
+                    let permit = self.connections.clone().try_acquire_owned();
+                    let is_full = permit.is_err();
+                    let turned_away = |_| self.turned_away.clone().try_acquire_owned();
+                    let Ok(permit) = permit.or_else(turned_away) else {
+                        tracing::warn!(%address, "far too many connections, one is dropped");
                         continue;
                     };
                     let server = self.clone();
                     let stop = stop.clone();
                     tasks.spawn(async move {
                         let _permit = permit;
-                        server.connection(stream, address, stop).await;
+                        server.connection(stream, address, is_full, stop).await;
                     });
                 }
                 Err(error) => {
@@ -125,7 +139,13 @@ impl Server {
         tasks.wait().await;
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: CancellationToken) {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        is_full: bool,
+        stop: CancellationToken,
+    ) {
         // Acknowledgements are small and urgent; a failure only costs time.
         let _ = stream.set_nodelay(true);
         let handshake = self.conversation.limits.handshake;
@@ -153,7 +173,10 @@ impl Server {
             identity,
             address: address.to_string(),
         };
-        self.conversation.run(stream, &peer, stop).await;
+        match is_full {
+            true => self.conversation.turn_away(stream, &peer).await,
+            false => self.conversation.run(stream, &peer, stop).await,
+        }
     }
 }
 
@@ -163,7 +186,7 @@ impl Conversation {
     pub fn new(receiver: Receiver, limits: ServerLimits, now: NowNs) -> Self {
         Self {
             receiver,
-            pending: Arc::new(Semaphore::new(limits.pending_bytes_max)),
+            room: Arc::new(Room::new(limits.pending_bytes_max, limits.patience)),
             limits,
             now,
         }
@@ -183,13 +206,37 @@ impl Conversation {
         }
     }
 
+    /// Tells a peer that there is no place for it, once it has said its hello.
+    async fn turn_away<S>(&self, mut stream: S, peer: &Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let address = peer.address();
+        tracing::warn!(%address, "too many connections, a primary is turned away");
+        let handshake = self.limits.handshake;
+        let hello = async {
+            let header = read_header(&mut stream, handshake).await?;
+            match header.kind {
+                MessageKind::Hello => read_body(&mut stream, header, handshake).await.map(drop),
+                _ => Ok(()),
+            }
+        };
+        if let Ok(Ok(())) = timeout(handshake, hello).await {
+            let reason = Ended::TooMany(self.limits.connections_max).to_remote();
+            if let Some(reason) = reason {
+                let _ = write_message(&mut stream, &Message::Error(reason), handshake).await;
+            }
+        }
+        let _ = timeout(handshake, stream.shutdown()).await;
+    }
+
     async fn serve<S>(&self, stream: S, peer: &Peer, stop: CancellationToken) -> Result<(), Ended>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (reader, mut writer) = tokio::io::split(stream);
         let (queue, mut messages) = mpsc::channel(1);
-        let reading = tokio::spawn(read_task(reader, queue, self.limits, self.pending.clone()));
+        let reading = tokio::spawn(read_task(reader, queue, self.limits, self.room.clone()));
         let outcome = self.answer(&mut writer, &mut messages, peer, &stop).await;
         if let Err(Some(error)) = outcome.as_ref().map_err(Ended::to_remote) {
             // The peer may be gone; then nobody needs the reason.
@@ -250,7 +297,7 @@ impl Conversation {
             };
             match incoming {
                 None => return Err(CodecError::Closed.into()),
-                Some(Incoming::Failed(error)) => return Err(error.into()),
+                Some(Incoming::Failed(ended)) => return Err(ended),
                 Some(Incoming::Hello(hello)) => {
                     if session.is_some() {
                         return Err(Ended::OutOfTurn("a second hello"));
@@ -318,50 +365,64 @@ enum Next {
 enum Incoming {
     Hello(Box<Hello>),
     Segment(Bytes, Option<OwnedSemaphorePermit>),
-    Failed(CodecError),
+    Failed(Ended),
 }
 
-/// Reads messages. The bytes of a segment count against the common budget before they are read; a
+/// Reads messages. There must be room for a segment before it is read, and a hello before that; a
 /// single connection is never more than two segments ahead.
 async fn read_task<R>(
     mut reader: R,
     queue: mpsc::Sender<Incoming>,
     limits: ServerLimits,
-    pending: Arc<Semaphore>,
+    room: Arc<Room>,
 ) where
     R: AsyncRead + Unpin,
 {
+    let mut greeted = false;
     loop {
-        let message = async {
-            let header = read_header(&mut reader, limits.silence).await?;
-            let count = (header.body_len as usize).min(limits.pending_bytes_max) as u32;
-            let permit = pending.clone().acquire_many_owned(count).await;
-            let permit = permit.map_err(io::Error::other)?;
-            Ok((
-                read_body(&mut reader, header, limits.silence).await?,
-                permit,
-            ))
-        };
-        let (message, permit) = match message.await {
-            Ok((message, permit)) => (Ok(message), Some(permit)),
-            Err(error) => (Err(error), None),
-        };
-        let incoming = match message {
-            Ok(Message::KeepAlive) => continue,
-            Ok(Message::Hello(hello)) => Incoming::Hello(Box::new(hello)),
-            Ok(Message::Segment(bytes)) => Incoming::Segment(bytes, permit),
-            Ok(Message::Error(error)) => Incoming::Failed(CodecError::Io(io::Error::other(error))),
-            Ok(Message::HelloReply(_) | Message::Ack(_)) => {
-                let error = io::Error::other("the peer answers although it should ask");
-                Incoming::Failed(CodecError::Io(error))
+        let incoming = match read_one(&mut reader, limits, &room, greeted).await {
+            Ok((Message::KeepAlive, _)) => continue,
+            Ok((Message::Hello(hello), _)) => Incoming::Hello(Box::new(hello)),
+            Ok((Message::Segment(bytes), permit)) => Incoming::Segment(bytes, permit),
+            Ok((Message::Error(error), _)) => {
+                Incoming::Failed(CodecError::Io(io::Error::other(error)).into())
             }
-            Err(error) => Incoming::Failed(error),
+            Ok((Message::HelloReply(_) | Message::Ack(_), _)) => {
+                let error = io::Error::other("the peer answers although it should ask");
+                Incoming::Failed(CodecError::Io(error).into())
+            }
+            Err(ended) => Incoming::Failed(ended),
         };
+        greeted |= matches!(incoming, Incoming::Hello(_));
         let last = matches!(incoming, Incoming::Failed(_));
         if queue.send(incoming).await.is_err() || last {
             return;
         }
     }
+}
+
+/// Reads a message, with what it takes up until it is committed.
+async fn read_one<R>(
+    reader: &mut R,
+    limits: ServerLimits,
+    room: &Arc<Room>,
+    greeted: bool,
+) -> Result<(Message, Option<OwnedSemaphorePermit>), Ended>
+where
+    R: AsyncRead + Unpin,
+{
+    let header = read_header(reader, limits.silence).await?;
+    if header.kind == MessageKind::Segment && !greeted {
+        return Err(Ended::OutOfTurn("a segment"));
+    }
+    let share = room.take(header.body_len as usize).await;
+    let mut counted = share.counting(reader);
+    let message = tokio::select! {
+        biased;
+        message = read_body(&mut counted, header, limits.silence) => message?,
+        () = share.cut_off() => return Err(Ended::Slow),
+    };
+    Ok((message, share.filled()))
 }
 
 /// Why a connection ended.
@@ -375,6 +436,10 @@ enum Ended {
     OutOfTurn(&'static str),
     #[error("no hello came")]
     NoHello,
+    #[error("{0} connections, as many as this replica takes")]
+    TooMany(usize),
+    #[error("a segment came so slowly that others waited for its memory")]
+    Slow,
     #[error("this replica shuts down")]
     Stopping,
 }
@@ -394,6 +459,7 @@ impl Ended {
             Self::Codec(CodecError::Wire(_)) | Self::OutOfTurn(_) | Self::NoHello => {
                 ErrorCode::Protocol
             }
+            Self::TooMany(_) | Self::Slow => ErrorCode::Busy,
             Self::Stopping => ErrorCode::ShuttingDown,
             Self::Codec(_) => return None,
         };

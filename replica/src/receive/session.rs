@@ -1,4 +1,5 @@
 //! One primary's stream of segments into one epoch.
+#![deny(clippy::disallowed_methods)]
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

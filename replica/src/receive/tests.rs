@@ -2,6 +2,7 @@
 
 mod epochs;
 mod refusals;
+mod server;
 mod tls;
 
 use std::sync::Arc;

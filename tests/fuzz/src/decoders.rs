@@ -5,6 +5,7 @@ use afterimage_format::checkpoint::CheckpointBody;
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::checksum::crc32c;
 use afterimage_format::claim::Claim;
+use afterimage_format::epoch::EpochBody;
 use afterimage_format::frame::decode::encode_descriptor;
 use afterimage_format::frame::{Descriptor, RingDescriptor};
 use afterimage_format::ids::BLOCK_SIZE;
@@ -336,6 +337,9 @@ fn check_bodies(data: &[u8]) {
         }
         if let Ok(verify) = VerifyBody::decode(body) {
             assert!(verify.encode() == body, "not canonical");
+        }
+        if let Ok(epoch) = EpochBody::decode(body) {
+            assert!(epoch.encode() == body, "not canonical");
         }
         if let Ok(begin) = PassBeginBody::decode(body) {
             assert!(begin.encode() == body, "not canonical");

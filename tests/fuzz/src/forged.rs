@@ -51,10 +51,16 @@ fn seal(bytes: &mut [u8]) {
 fn body(op: Op, script: &mut Script<'_>, pass: Lsn, chain: RecordChain) -> Vec<u8> {
     use afterimage_format::checkpoint::{CheckpointBody, CheckpointKind, CheckpointTrigger};
     use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
+    use afterimage_format::epoch::EpochBody;
+    use afterimage_format::ids::Epoch;
     use afterimage_format::segment::{PassBeginBody, PassEndBody, SinkId};
     use afterimage_format::verify::{BlockHashes, Content, VerifyBody};
     let sink = SinkId([7; 16]);
     let mut bytes = match op {
+        Op::Epoch => EpochBody {
+            epoch: Epoch(number(script, 1)),
+        }
+        .encode(),
         Op::PassBegin => PassBeginBody {
             sink,
             rebases: true,

@@ -112,6 +112,7 @@ impl Site {
             handshake: Duration::from_millis(300),
             silence: Duration::from_millis(300),
             keep_alive: Duration::from_millis(100),
+            patience: Duration::from_millis(100),
         };
         let receiver = Receiver::new(Repository::on(self.shelf.open(), "sim:"));
         self.process = Some(Process {

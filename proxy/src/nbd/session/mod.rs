@@ -55,6 +55,9 @@ pub const REPLY_BYTES_MAX: usize = 16 << 20;
 pub const REPLY_BYTES_FREE: usize = 256 << 10;
 /// Most extents in one answer to BLOCK_STATUS.
 pub const EXTENTS_MAX: u32 = 1024;
+/// Of a connection's refused requests so many are in the log with their cause; then those whose
+/// number is a power of two.
+const REFUSALS_TOLD: u64 = 8;
 /// What a reply without data is counted as until it is sent.
 const REPLY_HEAD_BYTES: usize = 64;
 
@@ -210,6 +213,8 @@ pub struct Session {
     waiting: Option<Waiting>,
     /// Requests seen, by their headers.
     seen: u64,
+    /// Requests refused.
+    refused: u64,
     pending: Slab<Pending>,
     /// Bytes promised and unsent.
     reply_bytes: usize,
@@ -231,6 +236,7 @@ impl Session {
             replies_taken: 0,
             waiting: None,
             seen: 0,
+            refused: 0,
             pending: Slab::new(),
             reply_bytes: 0,
             output: Output::default(),
@@ -466,16 +472,22 @@ impl Session {
     }
 
     fn refuse(&mut self, header: &RequestHeader, refusal: Refusal) {
-        tracing::debug!(
-            connection = self.config.connection,
-            command = header.command,
-            flags = header.flags,
-            offset = header.offset,
-            length = header.length,
-            errno = refusal.errno as u32,
-            "refused a request: {}",
-            refusal.message
-        );
+        self.refused += 1;
+        let refused = self.refused;
+        // The client learns a number only. Without a clock: ever more rarely, however many come.
+        if refused <= REFUSALS_TOLD || refused.is_power_of_two() {
+            tracing::warn!(
+                connection = self.config.connection,
+                command = header.command,
+                flags = header.flags,
+                offset = header.offset,
+                length = header.length,
+                errno = refusal.errno as u32,
+                refused,
+                "refused a request: {}",
+                refusal.message
+            );
+        }
         let to = answered(header);
         self.push_head(|out, form| push_error(out, form, to, refusal.errno, refusal.message));
     }

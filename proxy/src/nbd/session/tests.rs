@@ -11,6 +11,7 @@ use afterimage_format::nbd::constants::{chunk, cmd, cmd_flag};
 use afterimage_format::nbd::reply::{ReplyForm, ReplyHeader, decode_header};
 use afterimage_format::nbd::request::RequestHeader;
 use proptest::prelude::*;
+use std::sync::{Arc, Mutex};
 
 const SIZE: usize = 1 << 20;
 const EPERM: u32 = 1;
@@ -301,6 +302,58 @@ fn errors_are_structured_where_that_was_agreed() {
             assert_eq!(header.offset, u64::MAX, "the request's offset is repeated");
         }
     }
+}
+
+/// Counts warnings.
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Text(String);
+        impl tracing::field::Visit for Text {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{field}={value:?} ");
+            }
+        }
+        let mut text = Text(String::new());
+        event.record(&mut text);
+        self.0.lock().expect("not poisoned").push(text.0);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn why_requests_are_refused_is_in_the_log_and_does_not_fill_it() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let form = ReplyForm::Simple;
+    tracing::subscriber::with_default(Warnings(told.clone()), || {
+        let (mut session, mut disk) = (Session::new(config(form)), Disk::new());
+        let good = encode(form, &request(cmd::READ, 0, 1, 0, 512), &[]);
+        drive(&mut session, &mut disk, &good, 4096);
+        assert!(told.lock().expect("not poisoned").is_empty());
+        let bad = encode(form, &request(cmd::READ, 0, 2, SIZE as u64, 512), &[]);
+        for _ in 0..1000 {
+            drive(&mut session, &mut disk, &bad, 4096);
+        }
+    });
+    let told = told.lock().expect("not poisoned");
+    // Eight, then 16, 32, 64, 128, 256 and 512.
+    assert_eq!(told.len(), 14, "{told:?}");
+    assert!(told[0].contains("beyond the end"), "{}", told[0]);
+    assert!(told[0].contains("offset=1048576"), "{}", told[0]);
+    assert!(told[13].contains("refused=512"), "{}", told[13]);
 }
 
 #[test]

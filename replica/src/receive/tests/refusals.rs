@@ -6,6 +6,7 @@ use afterimage_format::ids::{GroupId, Lsn};
 use afterimage_format::manifest::NameBinding;
 use afterimage_format::op::Op;
 use afterimage_format::segment::{SegmentError, SegmentKind};
+use afterimage_proxy::tls::Identity;
 use bytes::Bytes;
 use futures::executor::block_on;
 
@@ -254,6 +255,45 @@ fn name_and_uuid_are_bound_to_each_other() {
                 matches!(refused, Err(IngestError::Renamed { .. })),
                 "{refused:?}"
             );
+        }
+    });
+}
+
+/// The holder of a certificate with this SAN.
+fn holder(san: rcgen::SanType) -> Peer {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    params.subject_alt_names = vec![san];
+    let certificate = params.self_signed(&key).expect("a certificate");
+    Peer::Certificate {
+        identity: Identity::of(&[certificate.der().clone()]).expect("an identity"),
+        address: "192.0.2.1:7".into(),
+    }
+}
+
+#[test]
+fn a_group_keeps_the_san_that_it_was_created_with() {
+    let repository = Repository::in_memory();
+    let here = Receiver::new(repository.clone());
+    let primary = Primary::new(1);
+    let uri = |text: &str| rcgen::SanType::URI(text.try_into().expect("ASCII"));
+    let dns = rcgen::SanType::DnsName(primary.name.as_str().try_into().expect("ASCII"));
+    let own = holder(uri(&format!("afterimage://{}", primary.name)));
+    let others = [holder(uri("afterimage://*")), holder(dns)];
+    block_on(async {
+        let hello = primary.hello();
+        here.hello(&hello, &own, 1).await.expect("created");
+        for receiver in [&here, &Receiver::new(repository.clone())] {
+            for other in &others {
+                assert!(other.grant(&primary.name).is_some(), "permitted as such");
+                let error = receiver.hello(&hello, other, 1).await.expect_err("refused");
+                let is_identity = matches!(error, IngestError::Identity { .. });
+                assert!(is_identity, "{error}");
+                let text = error.to_string();
+                assert!(text.contains("\"URI:afterimage://vm1\""), "{text}");
+                assert!(text.contains("with the SAN it is bound to"), "{text}");
+            }
+            receiver.hello(&hello, &own, 1).await.expect("as before");
         }
     });
 }

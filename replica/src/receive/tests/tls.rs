@@ -69,13 +69,17 @@ struct Site {
 }
 
 async fn site() -> Site {
+    site_with(ServerLimits::default()).await
+}
+
+async fn site_with(limits: ServerLimits) -> Site {
     let folder = tempfile::tempdir().expect("a folder");
     let ours = Authority::new(folder.path(), "ours");
     let theirs = Authority::new(folder.path(), "theirs");
     let files = ours.issue("server", "replica.test", false);
     let tls = server_config(&files, Some(&ours.file)).expect("a configuration");
     let receiver = Receiver::new(Repository::in_memory());
-    let server = Server::new(receiver, tls, ServerLimits::default(), Arc::new(|| 1));
+    let server = Server::new(receiver, tls, limits, Arc::new(|| 1));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let stop = CancellationToken::new();
@@ -191,6 +195,35 @@ async fn a_session_over_tls() {
         .expect("sent");
     let last = read_message(&mut stream, SILENCE).await.ok();
     assert_eq!(code(last), Some(ErrorCode::BadSegment));
+    site.stop.cancel();
+    site.running.await.expect("stopped");
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so() {
+    let site = site_with(ServerLimits {
+        connections_max: 1,
+        ..ServerLimits::default()
+    })
+    .await;
+    let files = site.ours.issue("good", "vm1", false);
+    let primary = Primary::new(1);
+    let mut first = site.connect(&files).await.expect("connected");
+    write_message(&mut first, &Message::Hello(primary.hello()), SILENCE)
+        .await
+        .expect("sent");
+    read_message(&mut first, SILENCE).await.expect("an answer");
+    for _ in 0..3 {
+        let reply = site.hello(&files, &primary).await;
+        assert_eq!(code(reply), Some(ErrorCode::Busy));
+    }
+    drop(first);
+    // The replica notices in its own time.
+    let mut reply = site.hello(&files, &primary).await;
+    while code(reply.clone()) == Some(ErrorCode::Busy) {
+        reply = site.hello(&files, &primary).await;
+    }
+    assert!(matches!(reply, Some(Message::HelloReply(_))), "{reply:?}");
     site.stop.cancel();
     site.running.await.expect("stopped");
 }

@@ -68,7 +68,7 @@ pub struct GroupStatus {
     pub disks: Vec<DiskStatus>,
     /// Targets.
     pub targets: Vec<TargetStatus>,
-    /// Last checkpoint since the start.
+    /// Last checkpoint; restarts of the daemon do not forget it, nor the two kinds below.
     pub last_checkpoint: Option<CheckpointDone>,
     /// Oldest moment that can be restored, if a repository of this machine has the history.
     pub oldest_point_wall_ns: Option<u64>,
@@ -80,10 +80,10 @@ pub struct GroupStatus {
     /// The newest comparison of the disks with the targets since the start.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
-    /// Last crash-consistent one since the start.
+    /// Last crash-consistent one.
     #[serde(default)]
     pub last_crash: Option<CheckpointDone>,
-    /// Last application-consistent one since the start.
+    /// Last application-consistent one.
     #[serde(default)]
     pub last_application: Option<CheckpointDone>,
     /// Something about the guest's freezes that an administrator has to look at.

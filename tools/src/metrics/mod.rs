@@ -258,7 +258,7 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
     for point in group.last_crash.iter().chain(&group.last_application) {
         f.gauge(
             "last_checkpoint_timestamp_seconds",
-            "Time of the last checkpoint since the start.",
+            "Time of the last checkpoint, also before a restart of the daemon.",
             &[("group", name), ("kind", &point.kind)],
             seconds(point.wall_ns),
         );

@@ -124,9 +124,9 @@ impl TargetTask {
 /// Something that is known beside what the engine counts.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// Last checkpoint since the start.
+    /// Last checkpoint.
     pub last_checkpoint: Option<CheckpointDone>,
-    /// Last crash-consistent one since the start.
+    /// Last crash-consistent one.
     pub last_crash: Option<CheckpointDone>,
     /// Checkpoints by result.
     pub checkpoints_ok: u64,

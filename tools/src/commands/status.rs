@@ -57,7 +57,10 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
         }
     }
     if !report.received.is_empty() {
-        let mut rows = table(&["RECEIVED", "EPOCH", "LAST LSN", "AGE", "PRIMARY"]);
+        let mut rows = table(&[
+            "RECEIVED", "EPOCH", "LAST LSN", "AGE", "PRIMARY", "VERIFIED", "COMPARED", "ALARM",
+        ]);
+        let ago = |time: Option<u64>| time.map_or("-".to_owned(), |t| age(t, now) + " ago");
         for group in &report.received {
             rows.add_row([
                 group.name.clone(),
@@ -65,6 +68,9 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
                 group.last_lsn.to_string(),
                 group.last_wall_ns.map_or("-".to_owned(), |t| age(t, now)),
                 if group.connected { "connected" } else { "away" }.to_owned(),
+                ago(group.last_verified_wall_ns),
+                ago(group.last_compared_wall_ns),
+                if group.alarm.is_some() { "YES" } else { "-" }.to_owned(),
             ]);
         }
         text += &format!("\n{}", table_text(&rows));
@@ -241,6 +247,8 @@ mod tests {
         let received = ReceivedStatus {
             name: "vm2".into(),
             alarm: Some("a pass does not add up".into()),
+            last_verified_wall_ns: Some(580_000_000_000),
+            last_compared_wall_ns: Some(280_000_000_000),
             ..ReceivedStatus::default()
         };
         let report = StatusReport {
@@ -261,6 +269,9 @@ mod tests {
             "vm1/vda ← process 7 of user 64055, 2 connections",
             "5 min 0 s ago",
             "vm2: a pass does not add up",
+            "7 min 0 s ago",
+            "12 min 0 s ago",
+            "YES",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }

@@ -389,6 +389,7 @@ async fn measure_rates(served: Arc<Served>) {
     loop {
         tokio::time::sleep(RATE_EVERY).await;
         for group in served.groups() {
+            group.look_at_targets();
             if group.rests() {
                 continue;
             }
@@ -407,6 +408,11 @@ async fn measure_rates(served: Arc<Served>) {
             let now = logged.saturating_sub(notes.logged_before) / RATE_EVERY.as_secs();
             notes.log_rate = u64::midpoint(notes.log_rate, now);
             notes.logged_before = logged;
+            for (pace, target) in notes.paces.iter_mut().zip(&group.targets) {
+                let lacks = snapshot.sinks.iter().find(|of| of.sink == target.sink);
+                let lacks = lacks.map_or(0, |sink| sink.log_bytes);
+                pace.count(lacks, RATE_EVERY.as_secs());
+            }
         }
     }
 }

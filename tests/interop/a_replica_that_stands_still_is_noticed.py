@@ -1,4 +1,4 @@
-"""A replica that stops answering is noticed: the state says so, GAP IN counts, a gap stays known.
+"""A replica that stops answering is noticed: the state says so, GAP IN counts, a gap is told once and stays known.
 
 Its first copy is no gap. The last moment that can be restored there stays known, also after a restart of the primary.
 """
@@ -72,6 +72,9 @@ with scratch() as folder:
             expect_equal(status["state"], "degraded", "the state after the log has overflowed")
             expect(GAP in status["reason"] and GAP in site.cli("status", "vm1").stdout, f"the reason: {status['reason']}")
             wait_until(lambda: seen().get("gap_in_seconds") == 0, "no time left")
+            told = [line for line in site.child.log().splitlines() if f"left the log: {GAP}" in line]
+            expect_equal(len(told), 1, "times that the gap was told")
+            expect_equal(metric(site, "errors_total", 'kind="history_gap"'), 1.0, "gaps counted")
             last = metric(site, "recoverable_timestamp_seconds")
             expect(last is not None, "what was restorable before the gap stays so")
             expect(column(site, "RPO", "LOG") != "not yet", "the RPO in a gap")
@@ -85,6 +88,10 @@ with scratch() as folder:
             expect(GAP in site.group_status()["reason"], f"the reason after a restart: {site.group_status()}")
             expect_equal(metric(site, "recoverable_timestamp_seconds"), last, "the last moment, after a restart")
             expect(column(site, "RPO", "LOG")[:1].isdigit(), "the RPO after a restart")
+            for _ in range(64):
+                disk.write(disk.dice.randrange(0, SIZE // 4096 - 256) * 4096, disk.dice.randbytes(1 << 20))
+            expect_equal(metric(site, "errors_total", 'kind="history_gap"'), 0.0, "the same gap after a restart")
+
             os.kill(dr.child.pid, signal.SIGCONT)
             say("the replica goes on")
             site.wait_shipped()

@@ -26,7 +26,7 @@ use afterimage_proxy::ship::Tuning;
 use afterimage_proxy::ship::port::GroupIdentity;
 use afterimage_proxy::ship::status::{SinkState, StatusCell};
 use afterimage_proxy::worker::{GroupEvent, GroupHandle, ProxyHandle, RecoveredGroup, WorkerError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -148,6 +148,10 @@ pub struct Notes {
     pub gaps: Vec<GapClock>,
     /// How each target keeps up, in their order.
     pub paces: Vec<Pace>,
+    /// Targets whose gap was told.
+    pub gaps_told: HashSet<SinkId>,
+    /// Times that records left the log before a target had them.
+    pub gap_events: u64,
     /// Bytes per second written lately.
     pub write_rate: u64,
     /// Bytes written at the last look.
@@ -178,7 +182,7 @@ pub struct ErrorCounts {
     pub log: u64,
     /// A backing began to fail.
     pub backing: u64,
-    /// Records left the log before a target had them.
+    /// Gaps: records left the log before a target had them. One that grows is one.
     pub history_gap: u64,
 }
 
@@ -605,8 +609,17 @@ impl Running {
                 notes.backing_failing = None;
             }
             GroupEvent::HistoryGap { sink, lsn } => {
+                notes.gap_events += 1;
+                if !notes.gaps_told.insert(sink) {
+                    return;
+                }
                 let target = self.targets.iter().find(|target| target.sink == sink);
+                let had_copy = target.is_some_and(|target| self.restorable(target).is_some());
                 let target = target.map_or("?", |target| target.url.as_str());
+                if !had_copy {
+                    tracing::warn!(%group, target, %lsn, "unshipped records left the log before the first copy was complete: it begins anew");
+                    return;
+                }
                 tracing::warn!(%group, target, %lsn, "unshipped records left the log: history has a gap, a new pass is due");
                 notes.errors.history_gap += 1;
             }

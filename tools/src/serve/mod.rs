@@ -254,6 +254,8 @@ async fn start_group(
     let sinks = targets::sinks(receivers, group)?;
     let mut running = group::start(config, group, accepted, workers).await?;
     targets::ship(&mut running, sinks);
+    // A gap that is there already was told when it came.
+    report::know_gaps(&running).await;
     let running = Arc::new(running);
     running.spawn(Arc::clone(&running).watch_events());
     let plain = targets::schedule(&running, group)?;

@@ -165,9 +165,19 @@ async fn has_gap(group: &Running, target: &TargetTask) -> bool {
     record.needs_pass()
 }
 
+/// Notes the gaps there are at the start.
+pub(super) async fn know_gaps(group: &Running) {
+    for target in &group.targets {
+        if has_gap(group, target).await && group.restorable(target).is_some() {
+            group.notes().gaps_told.insert(target.sink);
+        }
+    }
+}
+
 /// Seconds of history that each target lacks, since the start.
 pub(super) async fn gap_seconds(group: &Running) -> Vec<f64> {
     let mut seen = Vec::new();
+    let events_before = group.notes().gap_events;
     for target in &group.targets {
         let gap = has_gap(group, target).await;
         let restorable = group.restorable(target).filter(|at| *at > 0);
@@ -175,6 +185,14 @@ pub(super) async fn gap_seconds(group: &Running) -> Vec<f64> {
     }
     let now = wall_ns();
     let mut notes = group.notes();
+    // Who has all again may get another gap, unless that has just happened.
+    if notes.gap_events == events_before {
+        for (target, (gap, _)) in group.targets.iter().zip(&seen) {
+            if !gap {
+                notes.gaps_told.remove(&target.sink);
+            }
+        }
+    }
     notes.gaps.resize_with(seen.len(), GapClock::default);
     let clocks = notes.gaps.iter_mut().zip(seen);
     clocks

@@ -88,7 +88,7 @@ with scratch() as folder:
         server.checkpoint("plain")
         known = lambda: {kind: server.group_status()[kind]["lsn"] for kind in ("last_crash", "last_application")}
         before = known()
-        remembered = lambda: {entry["lsn"] for entry in json.loads(kept.read_text()).values() if isinstance(entry, dict)}
+        remembered = lambda: {json.loads(kept.read_text())[kind]["lsn"] for kind in ("crash", "application")}
         kept = server.log_path().with_name(server.log_path().name + ".checkpoints.json")
         wait_until(lambda: remembered() == {*before.values()}, "the checkpoints to be kept")
         server.kill()

@@ -25,6 +25,17 @@ with scratch() as folder:
             expect(uri in text, f"{label} is in the list:\n{text}")
             same_export(label, uri, moments[label], folder)
 
+        # A moment that nobody named has a time as well.
+        disk.write(0, b"unnamed " * 512)
+        server.wait_shipped()
+        last = server.points()["spans"][-1]["last_wall_ns"]
+        shown = server.cli_json("export", "vm1@latest")
+        expect(last > 0, "the time of the last record")
+        expect_equal(shown["wall_ns"], last, "time of an image that is no checkpoint")
+        (entry,) = [entry for entry in server.cli_json("export", "--list") if entry["name"] == shown["name"]]
+        expect_equal(entry["wall_ns"], last, "its time in the list")
+        server.cli("export", "--close", shown["name"])
+
         (closed,) = [name for name, entry in listed.items() if entry["disks"][0]["uri"] == uris["monday"]]
         expect(closed in server.cli("export", "--close", closed).stdout, "what was closed is named")
         run("nbdinfo", uris["monday"], ok=False)

@@ -51,8 +51,11 @@ pub struct SinkStatus {
     /// Last record that is durable at the sink.
     pub acked: Lsn,
     /// Wall clock of the primary when that record was written, nanoseconds since 1970: the moment
-    /// to which the sink can restore. 0 while unknown.
+    /// to which the sink can restore, if its copy is complete. 0 while unknown.
     pub acked_record_ns: u64,
+    /// The same of the last record that built on a complete copy: the moment to which the sink can
+    /// restore, whatever came later. 0 while there was none.
+    pub restorable_ns: u64,
     /// Last record that is durable in the log. Equal to `acked` when nothing is outstanding.
     pub durable: Lsn,
     /// Payload bytes read from the log or the disks and not acknowledged.

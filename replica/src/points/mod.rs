@@ -15,5 +15,5 @@ mod tests;
 
 pub use beyond::Beyond;
 pub use list::{Gap, GapCause, PendingPass, Point, PointList, Range};
-pub use resolve::{PointError, resolve};
+pub use resolve::{PointError, resolve, time_of};
 pub use spec::{PointSpec, SpecError, label_is_usable};

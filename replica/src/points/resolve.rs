@@ -124,6 +124,33 @@ pub async fn resolve(group: &Group, spec: &PointSpec) -> Result<Position, PointE
     check(&group.history(), at, what)
 }
 
+/// When the record of this position was written, by the primary's clock. None where no log segment has
+/// it.
+///
+/// # Errors
+/// The segment that has it cannot be read.
+pub async fn time_of(group: &Group, at: Position) -> Result<Option<u64>, GroupError> {
+    let segment = {
+        let history = group.history();
+        let epoch = history.epoch(at.epoch);
+        let segments = epoch.into_iter().flat_map(|epoch| &epoch.segments);
+        let mut holding = segments.filter(|segment| {
+            segment.kind == SegmentKind::Log
+                && segment.first_lsn <= at.lsn
+                && at.lsn <= segment.last_lsn
+        });
+        holding.next().copied()
+    };
+    let Some(segment) = segment else {
+        return Ok(None);
+    };
+    let key = keys::segment(group.id(), at.epoch, segment.sequence);
+    let index = read_index_checked(group.repository(), &key, &segment).await?;
+    let mut records = index.entries.iter().map(|entry| &entry.record);
+    let found = records.find(|record| record.lsn == at.lsn);
+    Ok(found.map(|record| record.wall_ns))
+}
+
 pub(super) fn describe(time_ns: u64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(time_ns))
         .map_or_else(|_| time_ns.to_string(), |moment| moment.to_string())

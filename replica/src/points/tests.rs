@@ -5,7 +5,9 @@ use futures::executor::block_on;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{Beyond, PointError, PointList, PointSpec, SpecError, label_is_usable, resolve};
+use super::{
+    Beyond, PointError, PointList, PointSpec, SpecError, label_is_usable, resolve, time_of,
+};
 use crate::receive::Receiver;
 use crate::repository::Repository;
 use crate::testing::primary::Primary;
@@ -135,6 +137,9 @@ fn points_are_resolved_or_refused_with_the_choices() {
                 lsn,
                 "{lsn}"
             );
+            let at = resolve(&group, &PointSpec::Lsn(None, Lsn(lsn))).await;
+            let time = time_of(&group, at.expect("a point")).await;
+            assert_eq!(time.expect("read"), Some(wall(lsn)), "{lsn}");
             let later = PointSpec::Time(wall(lsn) + 999_999);
             assert_eq!(lsn_of(later).await.expect("a point"), lsn);
         }

@@ -56,8 +56,9 @@ pub struct GroupStatus {
     pub written_bytes: u64,
     /// Bytes per second written lately.
     pub write_rate: u64,
-    /// Seconds until unshipped history must leave the log at that rate; none while nothing is
-    /// written or everything is shipped.
+    /// Seconds until unshipped history must leave the log at the rate at which it fills, 0 while
+    /// more is lost of a history that has a gap; none while nothing is written or the targets keep
+    /// up.
     pub gap_in_seconds: Option<u64>,
     /// Open client connections.
     pub connections: u32,
@@ -68,7 +69,7 @@ pub struct GroupStatus {
     pub disks: Vec<DiskStatus>,
     /// Targets.
     pub targets: Vec<TargetStatus>,
-    /// Last checkpoint since the start.
+    /// Last checkpoint; restarts of the daemon do not forget it, nor the two kinds below.
     pub last_checkpoint: Option<CheckpointDone>,
     /// Oldest moment that can be restored, if a repository of this machine has the history.
     pub oldest_point_wall_ns: Option<u64>,
@@ -80,10 +81,10 @@ pub struct GroupStatus {
     /// The newest comparison of the disks with the targets since the start.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
-    /// Last crash-consistent one since the start.
+    /// Last crash-consistent one.
     #[serde(default)]
     pub last_crash: Option<CheckpointDone>,
-    /// Last application-consistent one since the start.
+    /// Last application-consistent one.
     #[serde(default)]
     pub last_application: Option<CheckpointDone>,
     /// Something about the guest's freezes that an administrator has to look at.
@@ -124,7 +125,8 @@ pub struct TargetStatus {
     pub acked_lsn: u64,
     /// Bytes of the log behind what it has acknowledged: exact to less than 4 MiB.
     pub backlog_bytes: u64,
-    /// Newest moment that can be restored there; now, when it lacks nothing.
+    /// Newest moment that can be restored there; now, when it lacks nothing. In a gap the last one
+    /// before it.
     pub recoverable_wall_ns: Option<u64>,
     /// Bytes sent since the start, compressed.
     pub shipped_bytes: u64,
@@ -139,8 +141,15 @@ pub struct TargetStatus {
     /// acknowledged, since the start.
     #[serde(default)]
     pub diverged: u64,
-    /// Whether unshipped records left the log: a pass is due.
+    /// It has no complete copy: unshipped records left the log, or there never was one. A pass is
+    /// due.
     pub gap: bool,
+    /// It has had a complete copy, so that a gap is one in its history.
+    #[serde(default)]
+    pub had_copy: bool,
+    /// It is connected and takes long for what is written.
+    #[serde(default)]
+    pub behind: bool,
     /// Pass that runs.
     pub pass: Option<PassStatus>,
     /// What the target found when it last compared what it holds with the disks.

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use super::Global;
 
+/// How a count without an end is drawn: without a bar that would be full, and a total that is wrong.
+const COUNTER: &str = "{msg:18} {spinner} {pos:>10}   {elapsed}";
+
 /// How a command talks.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
@@ -101,11 +104,13 @@ impl Output {
     /// A bar that counts things up to `total`.
     #[must_use]
     pub fn count_bar(&self, what: &'static str, total: u64) -> ProgressBar {
-        self.bar(
-            what,
-            total,
-            "{msg:18} {bar:30} {pos:>10} of {len} {per_sec:>12} {eta:>4}",
-        )
+        self.bar(what, total, "{msg:18} {bar:30} {pos:>10} of {len} {eta:>4}")
+    }
+
+    /// Counts things of which nobody knows how many there are.
+    #[must_use]
+    pub fn counter(&self, what: &'static str) -> ProgressBar {
+        self.bar(what, 0, COUNTER)
     }
 
     fn bar(&self, what: &'static str, total: u64, style: &str) -> ProgressBar {

@@ -6,6 +6,8 @@ use afterimage_proxy::nbd::export::{
 use afterimage_proxy::nbd::listener::{
     Attach, Connection, ListenAddress, Listener, ListenerConfig,
 };
+use afterimage_replica::image::Image;
+use afterimage_replica::points;
 use anyhow::{Context as _, bail};
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,6 +48,15 @@ pub async fn run(
         output.result(&info, text)?;
     }
     Ok(())
+}
+
+/// The time of the image's moment; 0 if that cannot be read, which is no reason to withhold the image.
+pub async fn time_of(image: &Image) -> u64 {
+    if let Some(time) = image.checkpoint_ns() {
+        return time;
+    }
+    let found = points::time_of(image.group(), image.position()).await;
+    found.ok().flatten().unwrap_or_default()
 }
 
 /// Which moment it is, beside the URIs.
@@ -146,7 +157,7 @@ async fn foreground(
     let listener = Listener::bind(ListenerConfig::at(address))
         .with_context(|| format!("cannot listen on {listen}"))?;
     let images = Arc::new(OnlyImages::default());
-    let wall_ns = image.checkpoint_ns().unwrap_or_default();
+    let wall_ns = time_of(&image).await;
     let told = (wall_ns, warning);
     let info = images
         .0

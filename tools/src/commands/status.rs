@@ -57,7 +57,10 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
         }
     }
     if !report.received.is_empty() {
-        let mut rows = table(&["RECEIVED", "EPOCH", "LAST LSN", "AGE", "PRIMARY"]);
+        let mut rows = table(&[
+            "RECEIVED", "EPOCH", "LAST LSN", "AGE", "PRIMARY", "VERIFIED", "COMPARED", "ALARM",
+        ]);
+        let ago = |time: Option<u64>| time.map_or("-".to_owned(), |t| age(t, now) + " ago");
         for group in &report.received {
             rows.add_row([
                 group.name.clone(),
@@ -65,6 +68,9 @@ fn text(report: &StatusReport, now: Timestamp) -> String {
                 group.last_lsn.to_string(),
                 group.last_wall_ns.map_or("-".to_owned(), |t| age(t, now)),
                 if group.connected { "connected" } else { "away" }.to_owned(),
+                ago(group.last_verified_wall_ns),
+                ago(group.last_compared_wall_ns),
+                if group.alarm.is_some() { "YES" } else { "-" }.to_owned(),
             ]);
         }
         text += &format!("\n{}", table_text(&rows));
@@ -129,10 +135,16 @@ fn details(group: &GroupStatus, now: Timestamp) -> String {
         if target.differing_blocks > 0 {
             line += &format!(", {} blocks DIFFER from the disks", target.differing_blocks);
         }
-        if target.gap {
-            line +=
-                "; history has a gap: unshipped writes had to leave the log, a new pass closes it";
+        if target.behind {
+            line += ", does not keep up";
         }
+        line += match (target.gap, target.had_copy) {
+            (true, true) => {
+                "; history has a gap: unshipped writes had to leave the log, a new pass closes it"
+            }
+            (true, false) if target.pass.is_none() => "; it has no complete copy yet",
+            _ => "",
+        };
         if let Some(error) = &target.error {
             line += &format!("\n    {error}");
         }
@@ -189,14 +201,13 @@ fn counted(sorted: &[ClientStatus]) -> impl Iterator<Item = (&ClientStatus, usiz
 
 /// The worst recovery point objective over the targets.
 fn rpo(group: &GroupStatus, now: Timestamp) -> String {
-    let oldest = group
-        .targets
-        .iter()
-        .map(|target: &TargetStatus| target.recoverable_wall_ns)
-        .min();
-    match oldest {
+    let targets = &group.targets;
+    let oldest = targets.iter().map(|target| target.recoverable_wall_ns);
+    let never = |t: &TargetStatus| t.recoverable_wall_ns.is_none() && !t.had_copy;
+    match oldest.min() {
         None => "no target".to_owned(),
-        Some(None) => "not yet".to_owned(),
+        Some(None) if targets.iter().any(never) => "not yet".to_owned(),
+        Some(None) => "?".to_owned(),
         Some(Some(time)) => age(time, now),
     }
 }
@@ -223,6 +234,7 @@ mod tests {
             recoverable_wall_ns: Some(940_000_000_000),
             backlog_bytes: 5 << 20,
             gap: true,
+            had_copy: true,
             ..TargetStatus::default()
         };
         let client = ClientStatus {
@@ -246,6 +258,8 @@ mod tests {
         let received = ReceivedStatus {
             name: "vm2".into(),
             alarm: Some("a pass does not add up".into()),
+            last_verified_wall_ns: Some(580_000_000_000),
+            last_compared_wall_ns: Some(280_000_000_000),
             ..ReceivedStatus::default()
         };
         let report = StatusReport {
@@ -260,15 +274,54 @@ mod tests {
             "42%",
             "1 h 1 min",
             "away",
-            "gap",
+            "history has a gap",
             "connection refused",
             "5.0 MiB behind",
             "vm1/vda ← process 7 of user 64055, 2 connections",
             "5 min 0 s ago",
             "vm2: a pass does not add up",
+            "7 min 0 s ago",
+            "12 min 0 s ago",
+            "YES",
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    #[test]
+    fn a_first_copy_is_no_gap_and_a_copy_that_was_is_not_awaited() {
+        let now = Timestamp::from_second(1000).expect("a time");
+        let shown = |state: &str, had_copy, recoverable_wall_ns| {
+            let target = TargetStatus {
+                state: state.into(),
+                gap: true,
+                had_copy,
+                recoverable_wall_ns,
+                pass: (state == "copying").then(Default::default),
+                ..TargetStatus::default()
+            };
+            let group = GroupStatus {
+                targets: vec![target],
+                ..GroupStatus::default()
+            };
+            text(
+                &StatusReport {
+                    groups: vec![group],
+                    ..StatusReport::default()
+                },
+                now,
+            )
+        };
+        for state in ["away", "connecting", "copying"] {
+            let first = shown(state, false, None);
+            assert!(!first.contains("gap:") && !first.contains("has a gap"));
+            assert!(first.contains("not yet"), "{first}");
+            let again = shown(state, true, Some(940_000_000_000));
+            assert!(again.contains("history has a gap"), "{again}");
+            assert!(again.contains("1 min 0 s"), "{again}");
+            assert!(!shown(state, true, None).contains("not yet"));
+        }
+        assert!(shown("away", false, None).contains("no complete copy yet"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub async fn run(
         Some(group) => vec![group.to_owned()],
         None => Group::names(repository).await?,
     };
-    let bar = output.count_bar("objects", 0);
+    let bar = output.counter("objects read");
     let mut reports: Vec<VerifyReport> = Vec::new();
     for name in &names {
         let before: u64 = reports.iter().map(|report| report.read.objects).sum();

@@ -258,7 +258,7 @@ fn group_gauges(f: &mut Families, group: &GroupStatus) {
     for point in group.last_crash.iter().chain(&group.last_application) {
         f.gauge(
             "last_checkpoint_timestamp_seconds",
-            "Time of the last checkpoint since the start.",
+            "Time of the last checkpoint, also before a restart of the daemon.",
             &[("group", name), ("kind", &point.kind)],
             seconds(point.wall_ns),
         );
@@ -309,7 +309,7 @@ fn target_metrics(f: &mut Families, group: &GroupStatus, target: &TargetStatus) 
     if let Some(time) = target.recoverable_wall_ns {
         f.gauge(
             "recoverable_timestamp_seconds",
-            "Newest moment that can be restored from the target; now, when it lacks nothing.",
+            "Newest moment that can be restored from the target; now, when it lacks nothing; in a gap the last one before it.",
             &labels,
             seconds(time),
         );
@@ -331,7 +331,7 @@ fn target_metrics(f: &mut Families, group: &GroupStatus, target: &TargetStatus) 
     );
     f.gauge(
         "history_gap",
-        "Whether unshipped records left the log, so that a pass is due.",
+        "Whether the target has no complete copy: unshipped records left the log, or there never was one.",
         &labels,
         f64::from(u8::from(target.gap)),
     );

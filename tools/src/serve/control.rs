@@ -25,7 +25,7 @@ use crate::api::types::{
 };
 use crate::api::{Answer, ApiError, Control};
 use crate::cli::values::Point;
-use crate::commands::history;
+use crate::commands::{export, history};
 use crate::config::Config;
 use crate::config::units::ListenAddress;
 use crate::metrics::{self, HistoryNumbers, Snapshot};
@@ -253,7 +253,7 @@ impl Daemon {
         let image = Image::open(Arc::clone(&history), at, Arc::clone(&self.cache));
         let image = image.map_err(|error| ApiError::NotFound(error.to_string()))?;
         let opened_in_us = begun.elapsed().as_micros() as u64;
-        let wall_ns = image.checkpoint_ns().unwrap_or_default();
+        let wall_ns = export::time_of(&image).await;
         let images = &self.served.images;
         let address = ListenAddress::Unix(self.config.images_socket.clone());
         let told = (wall_ns, warning);

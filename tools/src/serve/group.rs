@@ -24,12 +24,12 @@ use afterimage_proxy::io::storage::{StorageParts, UringStorage};
 use afterimage_proxy::io::uring::{Uring, UringError};
 use afterimage_proxy::ship::Tuning;
 use afterimage_proxy::ship::port::GroupIdentity;
-use afterimage_proxy::ship::status::StatusCell;
+use afterimage_proxy::ship::status::{SinkState, StatusCell};
 use afterimage_proxy::worker::{GroupEvent, GroupHandle, ProxyHandle, RecoveredGroup, WorkerError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -124,9 +124,9 @@ impl TargetTask {
 /// Something that is known beside what the engine counts.
 #[derive(Debug, Default)]
 pub struct Notes {
-    /// Last checkpoint since the start.
+    /// Last checkpoint.
     pub last_checkpoint: Option<CheckpointDone>,
-    /// Last crash-consistent one since the start.
+    /// Last crash-consistent one.
     pub last_crash: Option<CheckpointDone>,
     /// Checkpoints by result.
     pub checkpoints_ok: u64,
@@ -146,6 +146,12 @@ pub struct Notes {
     pub verify_due: Option<&'static str>,
     /// What is missing at each target, in their order.
     pub gaps: Vec<GapClock>,
+    /// How each target keeps up, in their order.
+    pub paces: Vec<Pace>,
+    /// Targets whose gap was told.
+    pub gaps_told: HashSet<SinkId>,
+    /// Times that records left the log before a target had them.
+    pub gap_events: u64,
     /// Bytes per second written lately.
     pub write_rate: u64,
     /// Bytes written at the last look.
@@ -176,8 +182,57 @@ pub struct ErrorCounts {
     pub log: u64,
     /// A backing began to fail.
     pub backing: u64,
-    /// Records left the log before a target had them.
+    /// Gaps: records left the log before a target had them. One that grows is one.
     pub history_gap: u64,
+}
+
+/// How long a target may take for a record beyond the interval at which it is shipped: longer than
+/// a session that begins anew, or a burst.
+const KEEPS_UP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether a connected target keeps up with what is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// The newest record at some moment, until the target has it.
+    mark: Option<(Lsn, Instant)>,
+    /// It takes too long for a record.
+    pub behind: bool,
+    /// Bytes of the log that it lacked at the last look.
+    backlog: u64,
+    /// Bytes per second by which that has grown lately.
+    pub growth: u64,
+}
+
+impl Pace {
+    /// The target takes records if `connected`, and has them up to `acked`; `appended` is the newest
+    /// and `interval` the one at which they are shipped.
+    pub fn look(
+        &mut self,
+        connected: bool,
+        acked: Lsn,
+        appended: Lsn,
+        interval: Duration,
+        now: Instant,
+    ) {
+        if !connected || acked >= appended {
+            (self.mark, self.behind) = (None, false);
+            return;
+        }
+        let (lsn, since) = *self.mark.get_or_insert((appended, now));
+        let late = now.saturating_duration_since(since) > interval * 2 + KEEPS_UP_WITHIN;
+        if acked >= lsn {
+            (self.mark, self.behind) = (Some((appended, now)), late);
+        } else {
+            self.behind |= late;
+        }
+    }
+
+    /// What the target lacks of the log after so many more seconds.
+    pub fn count(&mut self, backlog: u64, seconds: u64) {
+        let now = backlog.saturating_sub(self.backlog) / seconds;
+        self.growth = u64::midpoint(self.growth, now);
+        self.backlog = backlog;
+    }
 }
 
 /// How much time of a group's history a target lacks.
@@ -494,6 +549,40 @@ impl Running {
         self.remembered.note(done);
     }
 
+    /// What the target with this URL could restore last, if it ever had a complete copy (0: not
+    /// known).
+    #[must_use]
+    pub fn restorable(&self, target: &TargetTask) -> Option<u64> {
+        match target.status.get().restorable_ns {
+            0 => self.remembered.restorable(&target.url),
+            known => Some(known),
+        }
+    }
+
+    /// The target has a complete copy; the moment it can restore, if that is known, is kept for the
+    /// next process.
+    pub(super) fn note_restorable(&self, target: &TargetTask) {
+        let moment = target.status.get().restorable_ns;
+        self.remembered.note_restorable(&target.url, moment);
+    }
+
+    /// How the targets keep up, and what they can restore. Wakes nobody.
+    pub fn look_at_targets(&self) {
+        let appended = self.handle.progress().borrow().appended;
+        let now = Instant::now();
+        let mut notes = self.notes();
+        notes.paces.resize_with(self.targets.len(), Pace::default);
+        for (pace, target) in notes.paces.iter_mut().zip(&self.targets) {
+            let ship = target.status.get();
+            let connected = matches!(ship.state, SinkState::Streaming | SinkState::Pass);
+            let interval = target.tuning.borrow().ship_interval;
+            pace.look(connected, ship.acked, appended, interval, now);
+            if ship.restorable_ns > 0 {
+                self.note_restorable(target);
+            }
+        }
+    }
+
     /// Takes notes of what happens to the group, until it ends.
     pub async fn watch_events(self: Arc<Self>) {
         let Some(mut events) = self.handle.take_events() else {
@@ -532,8 +621,17 @@ impl Running {
                 notes.backing_failing = None;
             }
             GroupEvent::HistoryGap { sink, lsn } => {
+                notes.gap_events += 1;
+                if !notes.gaps_told.insert(sink) {
+                    return;
+                }
                 let target = self.targets.iter().find(|target| target.sink == sink);
+                let had_copy = target.is_some_and(|target| self.restorable(target).is_some());
                 let target = target.map_or("?", |target| target.url.as_str());
+                if !had_copy {
+                    tracing::warn!(%group, target, %lsn, "unshipped records left the log before the first copy was complete: it begins anew");
+                    return;
+                }
                 tracing::warn!(%group, target, %lsn, "unshipped records left the log: history has a gap, a new pass is due");
                 notes.errors.history_gap += 1;
             }
@@ -605,6 +703,12 @@ impl Running {
         let uring = Uring::new()?;
         let mut storage = UringStorage::new(&uring, left);
         let last_write = |disk: DiskIndex| last_write_to(&paths, disk);
+        for target in &self.targets {
+            if target.status.get().restorable_ns > 0 {
+                self.note_restorable(target);
+            }
+        }
+        self.remembered.store_at_the_end();
         Ok(leave(
             &mut storage,
             &self.input,
@@ -692,9 +796,11 @@ fn last_write_to(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> LastWrite {
 
 #[cfg(test)]
 mod tests {
-    use super::{GapClock, engine_config};
+    use super::{GapClock, KEEPS_UP_WITHIN, Pace, engine_config};
     use crate::config::Config;
+    use afterimage_format::ids::Lsn;
     use afterimage_proxy::engine::Ack;
+    use std::time::{Duration, Instant};
 
     #[test]
     fn a_group_answers_from_its_ring_unless_told_otherwise() {
@@ -711,6 +817,42 @@ mod tests {
             let config = Config::load(Some(&file)).expect("valid");
             assert_eq!(engine_config(&config.groups[0]).ack, wanted, "{line}");
         }
+    }
+
+    #[test]
+    fn a_target_is_behind_while_it_takes_long_for_a_record() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        let mut look = |connected, acked, appended, seconds| {
+            let now = start + Duration::from_secs(seconds);
+            pace.look(connected, Lsn(acked), Lsn(appended), Duration::ZERO, now);
+            pace.behind
+        };
+        let long = KEEPS_UP_WITHIN.as_secs() + 1;
+        for tick in 0..100 {
+            let newest = 100 * (tick + 1);
+            assert!(!look(true, newest - 99, newest, 2 * tick), "a bit late");
+        }
+        assert!(!look(true, 10_000, 10_000, 199), "a rest");
+        assert!(!look(true, 9_901, 10_000, 300), "after it");
+        assert!(!look(true, 9_901, 20_000, 301), "it stands still");
+        assert!(look(true, 9_901, 20_000, 301 + long), "for long");
+        assert!(look(true, 10_000, 30_000, 302 + long), "it crawls on");
+        assert!(look(true, 15_000, 30_000, 303 + long), "not there yet");
+        assert!(!look(true, 30_000, 30_000, 304 + long), "all is there");
+        assert!(!look(true, 30_000, 30_001, 305 + long), "more came");
+        assert!(look(true, 30_000, 30_001, 306 + 2 * long), "and stays");
+        assert!(!look(false, 30_000, 30_001, 307 + 2 * long), "away");
+    }
+
+    #[test]
+    fn a_backlog_that_shrinks_does_not_grow() {
+        let mut pace = Pace::default();
+        pace.count(4000, 2);
+        assert_eq!(pace.growth, 1000);
+        pace.count(3000, 2);
+        pace.count(2000, 2);
+        assert_eq!(pace.growth, 250);
     }
 
     #[test]

@@ -256,6 +256,8 @@ async fn start_group(
     let sinks = targets::sinks(receivers, group)?;
     let mut running = group::start(config, group, accepted, workers).await?;
     targets::ship(&mut running, sinks);
+    // A gap that is there already was told when it came.
+    report::know_gaps(&running).await;
     let running = Arc::new(running);
     running.spawn(Arc::clone(&running).watch_events());
     let plain = targets::schedule(&running, group)?;
@@ -391,6 +393,7 @@ async fn measure_rates(served: Arc<Served>) {
     loop {
         tokio::time::sleep(RATE_EVERY).await;
         for group in served.groups() {
+            group.look_at_targets();
             if group.rests() {
                 continue;
             }
@@ -409,6 +412,11 @@ async fn measure_rates(served: Arc<Served>) {
             let now = logged.saturating_sub(notes.logged_before) / RATE_EVERY.as_secs();
             notes.log_rate = u64::midpoint(notes.log_rate, now);
             notes.logged_before = logged;
+            for (pace, target) in notes.paces.iter_mut().zip(&group.targets) {
+                let lacks = snapshot.sinks.iter().find(|of| of.sink == target.sink);
+                let lacks = lacks.map_or(0, |sink| sink.log_bytes);
+                pace.count(lacks, RATE_EVERY.as_secs());
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The last checkpoints of a group, beyond the life of the process.
+//! The last checkpoints of a group, and what its targets can restore, beyond the life of the process.
 //!
 //! Owns a small file, `LOG.checkpoints.json` beside the log; for a log on a block device it is
 //! `GROUP.checkpoints.json` in the folder of the claims, as what lies in `/dev` is gone after a
@@ -9,17 +9,21 @@
 
 use afterimage_format::ids::GroupId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::api::types::CheckpointDone;
 use crate::config::GroupConfig;
 
 const VERSION: u32 = 1;
+/// How often the file is written, at most, because a target got on.
+const RESTORABLE_EVERY: Duration = Duration::from_secs(10);
 
 /// What the file says.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -31,6 +35,10 @@ pub(super) struct LastCheckpoints {
     pub(super) crash: Option<CheckpointDone>,
     /// Last application-consistent one.
     pub(super) application: Option<CheckpointDone>,
+    /// Targets, by URL, that have had a complete copy, and the last moment that could be restored
+    /// there (0: not known).
+    #[serde(default)]
+    restorable: BTreeMap<String, u64>,
 }
 
 impl LastCheckpoints {
@@ -50,6 +58,15 @@ pub(super) struct Remembered {
     waiting: AtomicBool,
     /// Whether the last attempt failed.
     writing: Mutex<bool>,
+    pace: Mutex<Pace>,
+}
+
+/// When targets' moments come to the file.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Some have changed since.
+    due: bool,
+    stored_at: Option<Instant>,
 }
 
 impl Remembered {
@@ -81,6 +98,7 @@ impl Remembered {
             last: Mutex::new(last),
             waiting: AtomicBool::new(false),
             writing: Mutex::default(),
+            pace: Mutex::default(),
         })
     }
 
@@ -103,6 +121,49 @@ impl Remembered {
                 _ => last.crash = Some(done),
             }
         }
+        self.store_soon();
+    }
+
+    /// The last moment that could be restored at the target, if it ever had a complete copy (0: not
+    /// known).
+    pub(super) fn restorable(&self, target: &str) -> Option<u64> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.restorable.get(target).copied()
+    }
+
+    /// The target has a complete copy, and could restore this moment (0: not known). What it says
+    /// comes to the file now and then.
+    pub(super) fn note_restorable(self: &Arc<Self>, target: &str, moment_ns: u64) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_new = false;
+        {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = last.restorable.get(target).copied();
+            if before.is_none() || (moment_ns != 0 && before != Some(moment_ns)) {
+                last.restorable.insert(target.to_owned(), moment_ns);
+                is_new = before.is_none_or(|before| before == 0);
+                pace.due = true;
+            }
+        }
+        let long_ago = |at: Instant| at.elapsed() >= RESTORABLE_EVERY;
+        if pace.due && (is_new || pace.stored_at.is_none_or(long_ago)) {
+            *pace = Pace {
+                due: false,
+                stored_at: Some(Instant::now()),
+            };
+            drop(pace);
+            self.store_soon();
+        }
+    }
+
+    /// Stores what is known, at the end. Blocking.
+    pub(super) fn store_at_the_end(&self) {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody was told already if it cannot be.
+        self.store().ok();
+    }
+
+    fn store_soon(self: &Arc<Self>) {
         if self.waiting.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -178,6 +239,19 @@ mod tests {
         assert_eq!(again.newest().map(|done| done.lsn), Some(7));
         let other = Remembered::open(file.clone(), GroupId::from_bytes([8; 16]));
         assert!(other.last().newest().is_none(), "another group's");
+        assert_eq!(first.restorable("file:///srv"), None);
+        first.note_restorable("file:///srv", 0);
+        first.note_restorable("file:///srv", 9);
+        first.note_restorable("file:///srv", 0);
+        assert_eq!(first.restorable("file:///srv"), Some(9));
+        first.store_at_the_end();
+        while Arc::strong_count(&first) > 1 {
+            tokio::task::yield_now().await;
+        }
+        let again = Remembered::open(file.clone(), group);
+        assert_eq!(again.restorable("file:///srv"), Some(9));
+        assert_eq!(again.restorable("file:///dr"), None);
+        assert_eq!(again.last().newest().map(|done| done.lsn), Some(7));
         fs::write(&file, "{half").expect("written");
         assert!(
             Remembered::open(file.clone(), group)

@@ -1,6 +1,6 @@
 //! From what the parts know to what `status` and the metrics show.
 
-use afterimage_format::ids::DiskIndex;
+use afterimage_format::ids::{DiskIndex, Lsn};
 use afterimage_proxy::engine::request::{EngineStatus, LOG_SYNC_BOUNDS_NS};
 use afterimage_proxy::ship::port::GroupPort as _;
 use afterimage_proxy::ship::status::{SinkState, SinkStatus};
@@ -15,6 +15,7 @@ use super::open::wall_ns;
 use crate::api::types::{
     ClientStatus, DiskStatus, GroupStatus, NoPoint, PassStatus, ReceivedStatus, TargetStatus,
 };
+use crate::cli::output::bytes;
 use crate::metrics::families::Buckets;
 use crate::metrics::{GroupNumbers, HistoryNumbers};
 
@@ -50,14 +51,19 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         let known = snapshot.sinks.iter().find(|sink| sink.sink == target.sink);
         // One that the superblock does not know has nothing.
         let backlog = known.map_or(engine.log_bytes_used, |sink| sink.log_bytes);
-        targets.push(target_status(group, target, &engine, gap, backlog));
+        let restorable = group.restorable(target);
+        let mut status = target_status(group, target, &engine, gap, restorable);
+        status.backlog_bytes = backlog;
+        targets.push(status);
     }
     let gap_seconds = gap_seconds(group).await;
     let notes = group.notes();
+    for (status, pace) in targets.iter_mut().zip(&notes.paces) {
+        status.behind = pace.behind && is_connected(status);
+    }
     let (state, reason) = state(&notes, &engine, &targets);
     // What is not in the log yet, in the open frame, is no part of it.
     let unshipped = targets.iter().map(|t| t.backlog_bytes).max().unwrap_or(0);
-    let away = targets.iter().any(|t| t.state != "shipping");
     let left = engine
         .log_bytes_gap_from
         .saturating_sub(engine.log_bytes_used);
@@ -80,7 +86,7 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         ring_used_bytes: engine.ring_bytes_used,
         written_bytes: engine.written_bytes,
         write_rate: notes.write_rate,
-        gap_in_seconds: (away && notes.log_rate > 0).then(|| left / notes.log_rate),
+        gap_in_seconds: gap_in(left, &notes, &targets),
         connections: snapshot.connections.len() as u32,
         clients: clients(group, &snapshot.connections),
         disks: group
@@ -119,22 +125,73 @@ fn clients(group: &Running, connections: &[(DiskIndex, String)]) -> Vec<ClientSt
     clients
 }
 
-/// Whether unshipped records had to leave the log, so that the target needs a pass.
+fn is_connected(target: &TargetStatus) -> bool {
+    target.state == "shipping" || target.state == "copying"
+}
+
+/// The target has had a complete copy and has none now.
+fn lacks_history(target: &TargetStatus) -> bool {
+    target.gap && target.had_copy
+}
+
+/// Seconds until history at some target gets a gap, with so many bytes left in the log.
+fn gap_in(left: u64, notes: &Notes, targets: &[TargetStatus]) -> Option<u64> {
+    let growth = |at: usize| notes.paces.get(at).map_or(0, |pace| pace.growth);
+    let all = targets.iter().enumerate().filter_map(|(at, target)| {
+        let rate = match (is_connected(target), target.behind) {
+            (false, _) => notes.log_rate,
+            // What it takes in counts.
+            (true, true) => growth(at).min(notes.log_rate),
+            (true, false) => return None,
+        };
+        match lacks_history(target) {
+            true => (notes.log_rate > 0).then_some(0),
+            false => left.checked_div(rate),
+        }
+    });
+    all.min()
+}
+
+/// Whether unshipped records had to leave the log, so that the target needs a pass, or it never had
+/// one.
 async fn has_gap(group: &Running, target: &TargetTask) -> bool {
-    let record = group.handle.sink_record(target.sink).await;
-    record.is_ok_and(|record| record.needs_pass())
+    let Ok(record) = group.handle.sink_record(target.sink).await else {
+        return false;
+    };
+    if !record.needs_pass() && record.acked.lsn != Lsn::ZERO {
+        group.note_restorable(target);
+    }
+    record.needs_pass()
+}
+
+/// Notes the gaps there are at the start.
+pub(super) async fn know_gaps(group: &Running) {
+    for target in &group.targets {
+        if has_gap(group, target).await && group.restorable(target).is_some() {
+            group.notes().gaps_told.insert(target.sink);
+        }
+    }
 }
 
 /// Seconds of history that each target lacks, since the start.
 pub(super) async fn gap_seconds(group: &Running) -> Vec<f64> {
     let mut seen = Vec::new();
+    let events_before = group.notes().gap_events;
     for target in &group.targets {
-        let restorable = target.status.get().acked_record_ns;
         let gap = has_gap(group, target).await;
-        seen.push((gap, (restorable > 0).then_some(restorable)));
+        let restorable = group.restorable(target).filter(|at| *at > 0);
+        seen.push((gap, restorable));
     }
     let now = wall_ns();
     let mut notes = group.notes();
+    // Who has all again may get another gap, unless that has just happened.
+    if notes.gap_events == events_before {
+        for (target, (gap, _)) in group.targets.iter().zip(&seen) {
+            if !gap {
+                notes.gaps_told.remove(&target.sink);
+            }
+        }
+    }
     notes.gaps.resize_with(seen.len(), GapClock::default);
     let clocks = notes.gaps.iter_mut().zip(seen);
     clocks
@@ -189,6 +246,8 @@ fn detaching(engine: &EngineStatus) -> String {
     format!("the log failed ({log}) and the guest is to go on without it; it waits: {waits}")
 }
 
+const NEEDS_COPY: &str = "history has a gap, it needs a new copy: unshipped writes had to leave the log, or a disk changed past it";
+
 fn state(
     notes: &Notes,
     engine: &EngineStatus,
@@ -229,10 +288,22 @@ fn state(
     {
         let error = target.error.clone().unwrap_or_default();
         let mut why = format!("{} is {}: {error}", target.url, target.state);
-        // A target that never had a copy lacks nothing that it had.
-        if target.gap && target.acked_lsn > 0 {
-            why += "; history has a gap, it needs a new copy: unshipped writes had to leave the log, or a disk changed past it";
+        if lacks_history(target) {
+            why += "; ";
+            why += NEEDS_COPY;
         }
+        return ("degraded", Some(why));
+    }
+    if let Some(target) = targets.iter().find(|target| lacks_history(target)) {
+        return ("degraded", Some(format!("{}: {NEEDS_COPY}", target.url)));
+    }
+    let late = |t: &&TargetStatus| t.behind && t.state == "shipping";
+    if let Some(target) = targets.iter().find(late) {
+        let why = format!(
+            "{} does not keep up with what is written, {} behind",
+            target.url,
+            bytes(target.backlog_bytes)
+        );
         return ("degraded", Some(why));
     }
     if let Some(target) = targets.iter().find(|target| target.differing_blocks > 0) {
@@ -250,13 +321,12 @@ fn target_status(
     target: &TargetTask,
     engine: &EngineStatus,
     gap: bool,
-    backlog_bytes: u64,
+    restorable: Option<u64>,
 ) -> TargetStatus {
     let ship: SinkStatus = target.status.get();
     let appended = engine.progress.appended.0;
     let acked = ship.acked.0;
     let up_to_date = ship.state == SinkState::Streaming && acked >= appended;
-    let known = (ship.acked_record_ns > 0 && !gap).then_some(ship.acked_record_ns);
     TargetStatus {
         url: target.url.clone(),
         state: match ship.state {
@@ -273,11 +343,10 @@ fn target_status(
             _ => ship.last_error.clone(),
         },
         acked_lsn: acked,
-        backlog_bytes,
         recoverable_wall_ns: if up_to_date && !gap {
             Some(wall_ns())
         } else {
-            known
+            restorable.filter(|at| *at > 0)
         },
         shipped_bytes: ship.sent_bytes_total,
         payload_bytes: ship.sent_payload_bytes_total,
@@ -287,11 +356,13 @@ fn target_status(
         gap,
         compared: group.verify.at(&ship),
         differing_blocks: ship.mismatched_blocks(),
+        had_copy: restorable.is_some(),
         mismatched_blocks: ship.mismatched_blocks_total,
         pass: ship.pass.map(|pass| PassStatus {
             done_bytes: pass.blocks_done * BLOCK,
             total_bytes: (pass.blocks_done + pass.blocks_left) * BLOCK,
         }),
+        ..TargetStatus::default()
     }
 }
 
@@ -399,5 +470,60 @@ pub(super) fn received(name: &str, group: &Group) -> ReceivedStatus {
             Intake::RepositoryFull { text } | Intake::Failed { text } => Some(text),
             Intake::Idle | Intake::Running => None,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::group::Pace;
+
+    fn target(state: &str, gap: bool, had_copy: bool, behind: bool) -> TargetStatus {
+        TargetStatus {
+            url: "file:///srv".into(),
+            state: state.into(),
+            gap,
+            had_copy,
+            behind,
+            ..TargetStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_gap_is_one_whatever_the_target_does_and_a_first_copy_is_none() {
+        for at in ["shipping", "copying", "connecting", "away", "refused"] {
+            for had_copy in [true, false] {
+                let targets = [target(at, true, had_copy, false)];
+                let (state, why) = state(&Notes::default(), &EngineStatus::default(), &targets);
+                let told = why.is_some_and(|why| why.contains("history has a gap"));
+                assert_eq!(told, had_copy, "{at}");
+                let away = at == "away" || at == "refused";
+                assert_eq!(state == "degraded", had_copy || away, "{at}");
+            }
+        }
+        let late = [target("shipping", false, true, true)];
+        let (state, why) = state(&Notes::default(), &EngineStatus::default(), &late);
+        assert_eq!(state, "degraded");
+        assert!(why.is_some_and(|why| why.contains("does not keep up")));
+    }
+
+    #[test]
+    fn the_time_to_a_gap_is_told_while_a_target_does_not_keep_up() {
+        let mut notes = Notes::default();
+        notes.log_rate = 100;
+        notes.paces = vec![Pace::default()];
+        notes.paces[0].count(80, 1);
+        let left = |notes: &Notes, target: TargetStatus| gap_in(1000, notes, &[target]);
+        assert_eq!(left(&notes, target("shipping", false, true, false)), None);
+        assert_eq!(left(&notes, target("copying", true, true, false)), None);
+        assert_eq!(left(&notes, target("away", false, true, false)), Some(10));
+        let late = target("shipping", false, true, true);
+        assert_eq!(left(&notes, late.clone()), Some(25), "what it takes counts");
+        assert_eq!(left(&notes, target("away", true, true, false)), Some(0));
+        assert_eq!(left(&notes, target("copying", true, true, true)), Some(0));
+        assert_eq!(left(&notes, target("away", true, false, false)), Some(10));
+        notes.log_rate = 0;
+        assert_eq!(left(&notes, late), None, "nothing is written");
+        assert_eq!(left(&notes, target("away", true, true, false)), None);
     }
 }

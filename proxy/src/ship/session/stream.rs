@@ -400,6 +400,9 @@ impl<'a> Streaming<'a> {
             self.context.status.update(|s| {
                 s.acked = ack.cursor.lsn;
                 s.acked_record_ns = wall_ns;
+                if complete {
+                    s.restorable_ns = wall_ns;
+                }
             });
             self.report(Some(ack.cursor), complete).await?;
         }

@@ -127,7 +127,8 @@ def a_changed_disk_is_found(here, there):
     # The replica's own administrator sees it, with disk and place.
     received = there.cli_json("status")["received"][0]
     expect_equal(received["mismatched_blocks"], 6, "found in two runs")
-    expect(f"disk vda: 3 blocks from byte {12 * MIB}" in received["alarm"], received["alarm"])
+    named = f"3 blocks are not what the primary's disks held, the first at byte {12 * MIB} of disk vda"
+    expect(named in received["alarm"], received["alarm"])
     # Known to whoever looks, until a comparison finds that it is right: also after a restart of the
     # primary alone, with a guest that does nothing.
     here.restart()

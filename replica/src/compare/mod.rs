@@ -44,6 +44,7 @@ pub async fn follow(group: Arc<Group>, now: NowNs) -> Infallible {
         cache: Arc::new(ChunkCache::new(CACHE_BYTES)),
         buffer: Vec::new(),
         told: 0,
+        first: None,
         group: group.clone(),
         now,
     };
@@ -64,6 +65,8 @@ struct Comparer {
     cache: Arc<ChunkCache>,
     buffer: Vec<u8>,
     told: u32,
+    /// Where the run that goes on found the first difference.
+    first: Option<String>,
     now: NowNs,
 }
 
@@ -238,6 +241,7 @@ impl Comparer {
                 ..Compared::default()
             };
             self.told = 0;
+            self.first = None;
         }
         match outcome {
             Outcome::Compared { differing, first } => {
@@ -245,7 +249,8 @@ impl Comparer {
                 current.blocks = current.blocks.saturating_add(record.block_count.into());
                 current.mismatched_blocks = current.mismatched_blocks.saturating_add(differing);
                 if let Some(first) = first {
-                    self.differs(part.epoch, record, body.at, differing, first);
+                    let all = current.mismatched_blocks;
+                    self.differs(part.epoch, record, body.at, (differing, all), first);
                 }
             }
             Outcome::Skipped(why) => {
@@ -280,22 +285,32 @@ impl Comparer {
         Ok(ended)
     }
 
-    fn differs(&mut self, epoch: Epoch, record: &RecordMeta, at: Lsn, differing: u64, first: u64) {
+    /// `differing` blocks of this range, and of the run so far.
+    fn differs(
+        &mut self,
+        epoch: Epoch,
+        record: &RecordMeta,
+        at: Lsn,
+        (differing, all): (u64, u64),
+        first: u64,
+    ) {
         let disk = {
             let history = self.group.history();
             let disks = history.epoch(epoch).map(|epoch| epoch.disks.as_slice());
             let disk = disks.and_then(|disks| disks.get(usize::from(record.disk.0)));
             disk.map_or_else(|| record.disk.0.to_string(), |disk| disk.name.clone())
         };
-        let text = format!(
-            "disk {disk}: {differing} blocks from byte {} on differ from what the primary's disk held at \
-             lsn:{epoch}/{at}: {ADVICE}",
-            first * BLOCK_SIZE as u64
-        );
+        let byte = first * BLOCK_SIZE as u64;
+        let place = format!("byte {byte} of disk {disk}, compared at lsn:{epoch}/{at}");
         self.group
             .note(|status| status.mismatched_blocks += differing);
-        self.tell_once(&text);
-        self.group.comparison().set_alarm(Some(text));
+        self.tell_once(&format!(
+            "{differing} blocks are not what the primary's disk held, the first at {place}: {ADVICE}"
+        ));
+        let first = self.first.get_or_insert(place);
+        self.group.comparison().set_alarm(Some(format!(
+            "{all} blocks are not what the primary's disks held, the first at {first}: {ADVICE}"
+        )));
     }
 
     async fn keep(&self, epoch: Epoch, ended: Ended) {

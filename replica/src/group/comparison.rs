@@ -38,11 +38,14 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// What it has come to. A receiver counts as having seen what was there before anything was.
+    /// What it has come to. Whoever begins to watch has seen nothing yet.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Comparisons> {
         let mut shown = self.shown.subscribe();
-        if *shown.borrow() != Comparisons::default() {
+        let Comparisons {
+            finished, current, ..
+        } = *shown.borrow();
+        if (finished.run, current.run) != (0, 0) {
             shown.mark_changed();
         }
         shown

@@ -110,10 +110,12 @@ impl<S: Storage> Engine<S> {
         let size = self.disk_sizes[usize::from(disk.0)];
         let disk_end = size.div_ceil(BLOCK);
         let lsn = self.ring.appended();
+        let exact = self.one_content_at(lsn);
         let from = from_block << BLOCK_SHIFT;
         if from >= size || ranges_max == 0 || self.disks_removed[usize::from(disk.0)] {
             return Ok(Allocated {
                 lsn,
+                exact,
                 ranges: Vec::new(),
                 end_block: from_block,
             });
@@ -122,6 +124,7 @@ impl<S: Storage> Engine<S> {
             // What a failed sync lost may look like a hole; all of it is there again afterwards.
             return Ok(Allocated {
                 lsn,
+                exact,
                 ranges: iter::once(from_block..disk_end).collect(),
                 end_block: disk_end,
             });
@@ -153,6 +156,7 @@ impl<S: Storage> Engine<S> {
         ranges.truncate(ranges_max);
         Ok(Allocated {
             lsn,
+            exact,
             ranges,
             end_block,
         })

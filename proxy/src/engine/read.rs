@@ -153,16 +153,24 @@ impl<S: Storage> Engine<S> {
     /// Reads whole blocks for a pass. Answered with [`EngineEvent::PassRead`].
     pub fn pass_read(&mut self, ticket: Ticket, disk: DiskIndex, first_block: u64, blocks: u32) {
         let lsn = self.ring.appended();
+        let overtaken = !self.one_content_at(lsn);
         self.start_read(
             Reader::Pass {
                 ticket,
                 lsn,
-                overtaken: false,
+                overtaken,
             },
             disk,
             first_block,
             blocks as usize,
         );
+    }
+
+    /// Whether no content came past the log that an LSN stands for as well as for the one before it.
+    pub(super) fn one_content_at(&self, lsn: Lsn) -> bool {
+        self.sinks()
+            .iter()
+            .all(|sink| sink.rebase_after < lsn || sink.rebase_after == Lsn::ZERO)
     }
 
     fn start_read(&mut self, what: Reader, disk: DiskIndex, first_block: u64, blocks: usize) {

@@ -156,7 +156,8 @@ pub struct PassRead {
     /// The data may leave this site once the log is durable to here.
     pub durable_after: Lsn,
     /// A block was changed while its older content was being read from the backing: the data may
-    /// be newer than `lsn` there, or a mixture. Otherwise it is the content at exactly `lsn`.
+    /// be newer than `lsn` there, or a mixture. Or something came onto a disk past the log at
+    /// `lsn`, of which sinks have the content before. Otherwise it is the content at exactly `lsn`.
     pub overtaken: bool,
     /// Whole blocks; the tail of a disk that is no multiple of the block size is zero-filled.
     pub data: AlignedBuffer,
@@ -166,8 +167,10 @@ pub struct PassRead {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Allocated {
     /// All between `from_block` and `end_block` that is in none of the ranges reads as zero at
-    /// exactly this LSN.
+    /// exactly this LSN, if `exact`.
     pub lsn: Lsn,
+    /// Nothing came onto a disk past the log at this LSN.
+    pub exact: bool,
     /// Runs of blocks: ascending, disjoint.
     pub ranges: Vec<std::ops::Range<u64>>,
     /// From this block on nothing is known: the disk's end, unless there were too many ranges;

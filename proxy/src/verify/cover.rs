@@ -104,7 +104,9 @@ impl Cover {
             self.next_disk();
             return;
         }
-        for range in allocated.ranges {
+        // What is no content of one LSN has to be read when it is.
+        let all = std::iter::once(self.block..self.known_end).filter(|_| !allocated.exact);
+        for range in all.chain(allocated.ranges) {
             let range = range.start.max(self.block)..range.end.min(self.known_end);
             if range.is_empty() {
                 continue;
@@ -149,6 +151,7 @@ mod tests {
     fn allocated<const N: usize>(lsn: u64, ranges: [(u64, u64); N], end_block: u64) -> Allocated {
         Allocated {
             lsn: Lsn(lsn),
+            exact: true,
             ranges: ranges.map(|(start, end)| start..end).to_vec(),
             end_block,
         }
@@ -225,6 +228,16 @@ mod tests {
         });
         assert_eq!(steps, [(1, 0, 1, true)]);
         assert_eq!(cover.blocks_done(), 2);
+    }
+
+    #[test]
+    fn what_is_not_told_of_one_lsn_is_read() {
+        let mut cover = Cover::new(&[100 * BLOCK_SIZE as u64]);
+        let steps = all(&mut cover, |_, _| Allocated {
+            exact: false,
+            ..allocated(1, [(90, 95)], 100)
+        });
+        assert_eq!(steps, [(0, 0, 100, true)]);
     }
 
     /// A disk of 16 TiB has more blocks than a record can count.

@@ -106,6 +106,8 @@ pub async fn run(port: &dyn GroupPort, around: &Surroundings<'_>) -> Result<(), 
     };
     run.show();
     loop {
+        // Before anything is read: a sink in step has nothing outstanding from before the log.
+        run.wait_for_sinks().await?;
         match cover.next_step() {
             Step::Ranges(disk, from) => {
                 let allocated = port.allocated_ranges(disk, from, RANGES_MAX).await?;
@@ -198,6 +200,10 @@ impl Run<'_> {
             self.shown.retries += 1;
             attempts += 1;
             if attempts % ATTEMPTS == 0 {
+                if blocks == 1 {
+                    // Not by a write: that would be in the ring by now.
+                    tokio::time::sleep_until(Instant::now() + SINK_POLL).await;
+                }
                 blocks = (blocks / 2).max(1);
             }
         }

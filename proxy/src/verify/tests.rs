@@ -133,6 +133,7 @@ impl GroupPort for Port {
         let later = self.allocated.iter().filter(|range| range.end > from_block);
         let allocated = Allocated {
             lsn: self.progress.borrow().appended,
+            exact: true,
             ranges: later.cloned().collect(),
             end_block: BLOCKS,
         };

@@ -165,6 +165,8 @@ impl Run {
             world.kill_after(u64::MAX / 2);
         }
         self.later.clear();
+        // A life that begins from here on has no verifier of its own either: it minds no log.
+        self.settled = true;
         if let Some(running) = &self.running
             && let Some(verifier) = &running.verifier
         {

@@ -61,13 +61,17 @@ impl Run {
                 trace::note(&[20, life.began_at], || {
                     format!("the primary runs, its log goes to record {}", life.began_at)
                 });
+                let verifier = self
+                    .verify_pause
+                    .map(|pause| Verifier::begin(port, status.clone(), pause, self.turn));
+                if let Some(verifier) = verifier.as_ref().filter(|_| self.settled) {
+                    verifier.stop();
+                }
                 self.running = Some(Running {
                     life,
                     desk,
                     shipping: tokio::spawn(task.run()),
-                    verifier: self
-                        .verify_pause
-                        .map(|pause| Verifier::begin(port, status.clone(), pause, self.turn)),
+                    verifier,
                     status,
                 });
                 Ok(true)

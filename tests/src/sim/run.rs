@@ -163,6 +163,8 @@ struct Run {
     /// The disks are compared with the replica, with such pauses.
     verify_pause: Option<Duration>,
     verified: u64,
+    /// Nothing breaks any more, and nobody asks for comparisons but the judge.
+    settled: bool,
     checkpoints: u64,
     crashes: u64,
     recoveries: u64,
@@ -220,6 +222,7 @@ impl Run {
             edited: false,
             verify_pause,
             verified: 0,
+            settled: false,
             checkpoints: 0,
             crashes: 0,
             recoveries: 0,

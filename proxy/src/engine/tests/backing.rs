@@ -336,6 +336,20 @@ fn what_was_read_for_a_merge_is_read_again_after_a_failed_sync() {
 }
 
 /// A pass that was under way goes on behind the restart, and meets the place of the disk that left.
+/// Whether a read of a pass is of one LSN.
+fn reads_exactly(rig: &mut Rig) -> bool {
+    rig.events.clear();
+    rig.engine().pass_read(Ticket(77), DiskIndex(0), 1, 1);
+    rig.turns(100);
+    rig.events
+        .iter()
+        .find_map(|event| match event {
+            EngineEvent::PassRead { result, .. } => result.as_ref().ok(),
+            _ => None,
+        })
+        .is_some_and(|read| !read.overtaken)
+}
+
 #[test]
 fn a_disk_that_was_taken_out_has_nothing_for_a_pass_and_needs_one_when_it_is_back() {
     let geometry = Geometry {
@@ -367,8 +381,13 @@ fn a_disk_that_was_taken_out_has_nothing_for_a_pass_and_needs_one_when_it_is_bac
     assert_eq!(stored.sinks[0].rebase_after, stored.durable);
     assert!(stored.durable > Lsn::ZERO);
     assert_eq!(stored.sinks[0].good_until, stored.durable);
+    // The sink has other content for this LSN: nothing is said of it.
+    assert!(!rig.allocated(0, 0, 8).exact);
+    assert!(!reads_exactly(&mut rig));
     // Once more before a sink has a new base: the old one is good for what was before the first.
     put(&mut rig, 0, BLOCK, &[8; BLOCK_SIZE]);
+    assert!(rig.allocated(0, 0, 8).exact);
+    assert!(reads_exactly(&mut rig));
     rig.drain();
     rig.taken_out = vec![0];
     rig.start().expect("the other disk");

@@ -321,6 +321,7 @@ impl GroupPort for FakeGroup {
         Box::pin(async move {
             Ok(Allocated {
                 lsn,
+                exact: true,
                 ranges,
                 end_block,
             })

@@ -233,7 +233,6 @@ impl Run<'_> {
     }
 
     async fn append(&mut self, described: Described, last: bool) -> Result<(), VerifyError> {
-        self.wait_for_sinks().await?;
         let body = VerifyBody {
             run: self.shown.run,
             number: self.shown.records as u32,

@@ -32,7 +32,9 @@ pub(super) struct Commit {
     sync: Option<LogSync>,
     /// The next frame finds no room in the log.
     pub(super) blocked: bool,
-    /// Bytes written since the submission of the last sync.
+    /// When the last sync was submitted.
+    sync_started_ns: u64,
+    /// Bytes written since then.
     unsynced_bytes: usize,
     /// When somebody last waited for the log to be durable.
     waited_for_ns: Option<u64>,
@@ -60,6 +62,7 @@ impl Commit {
             write: None,
             sync: None,
             blocked: false,
+            sync_started_ns: 0,
             unsynced_bytes: 0,
             waited_for_ns: None,
         }
@@ -86,10 +89,13 @@ impl<S: Storage> Engine<S> {
             || (self.writes.waits_for_room() && self.destage_level() == 0)
     }
 
-    /// When the oldest record that is not durable has waited for the commit interval.
+    /// When the oldest record that is not durable has waited for the commit interval. A log that is
+    /// further behind than that is not made faster by a sync after each of its writes: there is one in
+    /// each interval.
     fn commit_due_ns(&self) -> Option<u64> {
         let frame = self.ring.oldest_above(self.commit.durable)?;
-        Some(frame.opened_ns + self.config.commit_interval_ns)
+        let since = frame.opened_ns.max(self.commit.sync_started_ns);
+        Some(since + self.config.commit_interval_ns)
     }
 
     pub(super) fn commit_deadline(&self) -> Option<u64> {
@@ -196,7 +202,7 @@ impl<S: Storage> Engine<S> {
             let joins = first.is_none()
                 || (frame.place.distance == end
                     && frame.place.position != 0
-                    && blocks + frame.blocks() <= blocks_max);
+                    && blocks < blocks_max);
             if !joins {
                 break;
             }
@@ -245,6 +251,7 @@ impl<S: Storage> Engine<S> {
             return;
         }
         self.commit.unsynced_bytes = 0;
+        self.commit.sync_started_ns = now.monotonic_ns;
         self.commit.sync = Some(LogSync {
             covers: written,
             started_ns: now.monotonic_ns,

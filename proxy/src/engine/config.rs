@@ -41,13 +41,13 @@ pub struct EngineConfig {
     pub on_log_error: OnLogError,
     /// What happens while a backing fails.
     pub on_backing_error: OnBackingError,
-    /// Longest time that an answered write is not durable in the log.
+    /// Longest time that an answered write is not durable in the log, once it is written there.
     pub commit_interval_ns: u64,
     /// How long a record waits for company before it is written to the log.
     pub log_delay_ns: u64,
     /// Bytes of waiting frames that are written to the log without waiting for more.
     pub log_batch_bytes: u32,
-    /// Most bytes of one log write (one frame may be longer).
+    /// A log write takes frames until it has so many bytes.
     pub log_write_bytes_max: u32,
     /// Destage writes in flight.
     pub destage_depth: usize,

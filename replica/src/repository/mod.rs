@@ -9,6 +9,7 @@
 //! synced before an existing object counts. A failure whose outcome is unknown is read back and
 //! compared. Errors name the key and what to do.
 
+mod direct_io;
 mod directories;
 mod error;
 pub mod keys;

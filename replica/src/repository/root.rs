@@ -21,6 +21,7 @@ use afterimage_format::manifest::RepositoryIdentity;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use super::direct_io::DirectFolder;
 use super::directories::{Directories, SyncFolder, sync_folder};
 use super::{RepositoryError, keys};
 
@@ -146,6 +147,7 @@ impl Root {
                 source,
             })?
             .with_fsync(true);
+        let store = DirectFolder::new(store, Arc::clone(&self.sync_folder));
         let directories = Directories::new(folder.clone(), Arc::clone(&self.sync_folder));
         Ok(Some(self.opened.get_or_init(|| Opened {
             folder,

@@ -126,3 +126,51 @@ fn the_fuller_the_ring_the_more_destage_writes_are_in_flight() {
     assert!((1..16).contains(&little), "{little}");
     assert!(much > 2 * little, "{much} and {little}");
 }
+
+/// A log that is behind by more than the commit interval catches up by writing, not by a sync after
+/// each of its writes.
+#[test]
+fn a_log_that_is_behind_is_synced_once_in_each_interval() {
+    const TURN_NS: u64 = 100_000;
+    let config = EngineConfig {
+        commit_interval_ns: 10 * TURN_NS,
+        log_write_bytes_max: BLOCK as u32,
+        ..EngineConfig::default()
+    };
+    let mut rig = rig(16384, config);
+    for at in 0..4096 {
+        write(&mut rig, at, 1);
+    }
+    rig.turns(10);
+    let before = rig.engine().status();
+    rig.turns(20);
+    let status = rig.engine().status();
+    let (writes, syncs) = (
+        status.log_writes - before.log_writes,
+        status.log_syncs - before.log_syncs,
+    );
+    assert!(writes >= 10, "the log was behind for {writes} writes only");
+    assert!((1..=2).contains(&syncs), "{syncs} syncs, {writes} writes");
+    rig.drain();
+}
+
+/// The largest frames are a block longer than a power of two: two of them go together into a write that is
+/// meant for two.
+#[test]
+fn a_log_write_takes_frames_until_it_is_large_enough() {
+    let config = EngineConfig {
+        log_write_bytes_max: 63 * BLOCK as u32,
+        ..EngineConfig::default()
+    };
+    // A quarter of the ring is the largest frame: 32 blocks with its descriptor.
+    let mut rig = rig(128, config);
+    for at in 0..93 {
+        write(&mut rig, at, 1);
+    }
+    let flush = rig.flush();
+    rig.wait(flush).expect("alive").expect("flushed");
+    let status = rig.engine().status();
+    assert_eq!(status.log_written_bytes, 96 * BLOCK);
+    assert_eq!(status.log_writes, 2);
+    rig.drain();
+}

@@ -223,8 +223,13 @@ impl<S: Storage> Engine<S> {
         // The free room is too scattered for what waits, and the log has nothing to add.
         let no_room = self.writes.waits_for_room() && level == 0 && bound == self.ring.appended();
         let hurry = log_full || self.failure.log_errno != 0 || self.command.draining() || no_room;
-        if hurry || aged {
+        if hurry {
             self.destage.goal = bound;
+        } else if aged {
+            // A guest that goes on writing may write over the younger half before it is that old, too.
+            let opened_by = now.monotonic_ns - self.config.destage_age_ns / 2;
+            let older_half = self.ring.newest_opened_by(opened_by);
+            self.destage.goal = self.destage.goal.max(bound.min(older_half));
         }
         let depth = self.config.destage_depth;
         if hurry {

@@ -324,6 +324,17 @@ impl Ring {
         self.frames.get(index)
     }
 
+    /// The newest record of the frames that were opened by then, or 0.
+    pub(super) fn newest_opened_by(&self, opened_ns: u64) -> Lsn {
+        let frames = self
+            .frames
+            .partition_point(|frame| frame.opened_ns <= opened_ns);
+        let newest = frames
+            .checked_sub(1)
+            .and_then(|index| self.frames.get(index));
+        newest.map_or(Lsn::ZERO, RingFrame::last_lsn)
+    }
+
     /// Gives the space of the oldest frame away. The caller has seen to it that the log has it
     /// durably and the backing has its content.
     pub(super) fn release_front(&mut self) {

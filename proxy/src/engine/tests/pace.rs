@@ -174,3 +174,30 @@ fn a_log_write_takes_frames_until_it_is_large_enough() {
     assert_eq!(status.log_writes, 2);
     rig.drain();
 }
+
+/// What goes to the backing for its age goes together with what is half as old; what came later may be
+/// written over before.
+#[test]
+fn the_young_half_rests_when_the_old_goes() {
+    const AGE_NS: u64 = 100 * 100_000;
+    let config = EngineConfig {
+        destage_age_ns: AGE_NS,
+        ..EngineConfig::default()
+    };
+    let mut rig = rig(1024, config);
+    let durable = |rig: &mut Rig, block: u64| {
+        write(rig, block, 1);
+        let flush = rig.flush();
+        rig.wait(flush).expect("alive").expect("flushed");
+        rig.engine().progress().durable
+    };
+    durable(&mut rig, 0);
+    rig.turns(30);
+    let half_old = durable(&mut rig, 2);
+    rig.turns(40);
+    let young = durable(&mut rig, 4);
+    rig.turns(40);
+    assert_eq!(rig.engine().status().destaged, half_old);
+    rig.turns(70);
+    assert_eq!(rig.engine().status().destaged, young);
+}

@@ -23,7 +23,7 @@ const READS: u64 = 1000;
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().build()?;
     match arguments[..] {
         ["write", folder, records, disk_bytes] => {
             let (records, disk_bytes) = (records.parse()?, disk_bytes.parse()?);

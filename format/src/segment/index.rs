@@ -118,7 +118,8 @@ pub struct SegmentIndex {
 impl SegmentIndex {
     /// Decodes the index from the end of a segment: at least the bytes of
     /// [`Footer::tail_range`]; more may stand before them (a read of the last 64 KiB usually
-    /// brings all of it).
+    /// brings all of it). The record chain is not followed: the hash of the index stands for what
+    /// was checked when the segment was taken in ([`of_segment`](Self::of_segment) follows it).
     ///
     /// # Errors
     /// [`SegmentError::TooShort`] with the number of bytes needed if the end does not reach back
@@ -156,12 +157,11 @@ impl SegmentIndex {
         };
         decoded.check_order()?;
         decoded.check_places()?;
-        decoded.check_chain()?;
         Ok(decoded)
     }
 
-    /// Decodes the index of a whole segment; its chunks are not looked at (see
-    /// [`verify`](super::verify())).
+    /// Decodes the index of a whole segment and follows its record chain; its chunks are not looked
+    /// at (see [`verify`](super::verify())).
     ///
     /// # Errors
     /// As [`decode`](Self::decode), or the bytes are not one whole segment.
@@ -181,6 +181,7 @@ impl SegmentIndex {
                 field: "copy of the header",
             });
         }
+        index.check_chain()?;
         Ok(index)
     }
 

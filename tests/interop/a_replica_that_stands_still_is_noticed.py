@@ -5,6 +5,7 @@ Its first copy is no gap. The last moment that can be restored there stays known
 
 import os
 import signal
+import time
 import urllib.request
 
 from harness.model import Disk
@@ -60,6 +61,14 @@ with scratch() as folder:
 
             os.kill(dr.child.pid, signal.SIGSTOP)
             say("the replica stands still")
+            early = time.time()
+            seen()
+            late = time.time()
+            # What it has is how things stood until then, however long ago the last write before was.
+            moment = wait_until(lambda: (at := metric(site, "recoverable_timestamp_seconds")) <= late and at >= early and at,
+                                "the moment up to which it has everything")
+            seen()
+            expect_equal(metric(site, "recoverable_timestamp_seconds"), moment, "the moment while nothing gets there")
             wait_until(lambda: seen().get("gap_in_seconds") is not None, "the time to a gap while the log fills")
             expect(column(site, "GAP IN", "CLIENTS")[:1].isdigit(), "GAP IN in the text")
             status = wait_until(lambda: (now := seen())["state"] == "degraded" and now, "the state while the log fills")

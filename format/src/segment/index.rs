@@ -89,12 +89,13 @@ impl ChunkInfo {
         match self.codec {
             Codec::Raw => Ok(stored.to_vec()),
             Codec::Zstd => {
-                let mut raw = vec![0; self.raw_len as usize];
+                let want = self.raw_len as usize;
+                let mut raw = Vec::with_capacity(want);
                 let len = DECOMPRESSOR.with_borrow_mut(|decompressor| {
-                    decompressor.decompress_to_buffer(stored, raw.as_mut_slice())
+                    decompressor.decompress_to_buffer(stored, &mut raw)
                 });
                 match len {
-                    Ok(len) if len == raw.len() => Ok(raw),
+                    Ok(len) if len == want => Ok(raw),
                     _ => Err(SegmentError::ChunkContent(number)),
                 }
             }

@@ -51,6 +51,8 @@ impl Stream {
 pub struct CutSegment {
     /// The segment.
     pub sealed: SealedSegment,
+    /// Wall clock of its first record.
+    pub first_wall_ns: u64,
     /// Wall clock of its last record.
     pub last_wall_ns: u64,
 }
@@ -58,6 +60,7 @@ pub struct CutSegment {
 struct Open {
     builder: SegmentBuilder,
     since_ns: u64,
+    first_wall_ns: u64,
     last_wall_ns: u64,
 }
 
@@ -109,6 +112,12 @@ impl Cutter {
             .map_or(0, |open| open.builder.payload_bytes())
     }
 
+    /// Wall clock of the first record of the segment under construction.
+    #[must_use]
+    pub fn first_wall_ns(&self) -> Option<u64> {
+        self.open.as_ref().map(|open| open.first_wall_ns)
+    }
+
     /// Another interval, for the open segment too.
     pub fn set_interval(&mut self, interval_ns: u64) {
         self.interval_ns = interval_ns;
@@ -157,6 +166,9 @@ impl Cutter {
         pushed?;
         self.base = None;
         let open = self.open(anchor, now_ns);
+        if open.builder.record_count() == 1 {
+            open.first_wall_ns = meta.wall_ns;
+        }
         open.last_wall_ns = meta.wall_ns;
         let chain = open.builder.chain();
         let full = open.builder.payload_bytes() >= SEGMENT_PAYLOAD_TARGET;
@@ -183,9 +195,10 @@ impl Cutter {
     /// Closes the open segment, if there is one.
     pub fn close(&mut self, out: &mut VecDeque<CutSegment>) {
         if let Some(open) = self.open.take() {
-            let last_wall_ns = open.last_wall_ns;
+            let (first_wall_ns, last_wall_ns) = (open.first_wall_ns, open.last_wall_ns);
             out.extend(open.builder.seal().map(|sealed| CutSegment {
                 sealed,
+                first_wall_ns,
                 last_wall_ns,
             }));
         }
@@ -203,6 +216,7 @@ impl Cutter {
             Open {
                 builder: SegmentBuilder::new(spec),
                 since_ns: now_ns,
+                first_wall_ns: 0,
                 last_wall_ns: 0,
             }
         })

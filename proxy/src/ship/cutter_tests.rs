@@ -68,7 +68,7 @@ fn a_segment_closes_when_its_first_record_is_old() {
     assert!(out.is_empty());
     cutter.tick(1500, &mut out);
     assert_eq!(out.len(), 1);
-    assert_eq!(out[0].last_wall_ns, 60);
+    assert_eq!((out[0].first_wall_ns, out[0].last_wall_ns), (50, 60));
     assert_eq!((cutter.deadline_ns(), cutter.open_bytes()), (None, 0));
 }
 

@@ -56,6 +56,9 @@ pub struct SinkStatus {
     /// The same of the last record that built on a complete copy: the moment to which the sink can
     /// restore, whatever came later. 0 while there was none.
     pub restorable_ns: u64,
+    /// Wall clock of the first record that was read and is not acknowledged: what the sink has is how
+    /// things stood until then. 0 while there is none.
+    pub outstanding_ns: u64,
     /// Last record that is durable in the log. Equal to `acked` when nothing is outstanding.
     pub durable: Lsn,
     /// Payload bytes read from the log or the disks and not acknowledged.

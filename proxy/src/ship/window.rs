@@ -8,8 +8,19 @@ use std::collections::VecDeque;
 pub(super) struct Sent {
     /// Stored bytes.
     pub(super) bytes: usize,
-    /// Log segment: where it ends, and the wall clock of its last record.
-    pub(super) log_end: Option<(Cursor, u64)>,
+    /// What a log segment holds; none for one of a pass.
+    pub(super) log: Option<LogPart>,
+}
+
+/// Records that travel together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct LogPart {
+    /// Where they end.
+    pub(super) end: Cursor,
+    /// Wall clock of the first.
+    pub(super) first_wall_ns: u64,
+    /// Wall clock of the last.
+    pub(super) last_wall_ns: u64,
 }
 
 /// The window of one session.
@@ -71,9 +82,15 @@ impl Window {
         self.acked
     }
 
+    /// Wall clock of the first record on its way.
+    pub(super) fn first_wall_ns(&self) -> Option<u64> {
+        let mut parts = self.sent.iter().filter_map(|sent| sent.log);
+        parts.next().map(|part| part.first_wall_ns)
+    }
+
     pub(super) fn push(&mut self, sent: Sent) {
         self.bytes += sent.bytes;
-        self.pass_segments += usize::from(sent.log_end.is_none());
+        self.pass_segments += usize::from(sent.log.is_none());
         self.sent.push_back(sent);
     }
 
@@ -89,10 +106,10 @@ impl Window {
         {
             self.acked_count += 1;
             self.bytes -= sent.bytes;
-            match sent.log_end {
-                Some((end, wall)) => {
-                    self.acked = end;
-                    wall_ns = Some(wall);
+            match sent.log {
+                Some(part) => {
+                    self.acked = part.end;
+                    wall_ns = Some(part.last_wall_ns);
                 }
                 None => self.pass_segments -= 1,
             }
@@ -118,6 +135,15 @@ mod tests {
         }
     }
 
+    /// Three records, the last with this LSN, written at ten times their LSN.
+    fn part(last: u64) -> LogPart {
+        LogPart {
+            end: cursor(last),
+            first_wall_ns: (last - 2) * 10,
+            last_wall_ns: last * 10,
+        }
+    }
+
     fn ack(segments: u64, lsn: u64) -> Ack {
         Ack {
             segments,
@@ -132,15 +158,15 @@ mod tests {
         let mut window = Window::new(100, cursor(5));
         window.push(Sent {
             bytes: 60,
-            log_end: Some((cursor(9), 90)),
+            log: Some(part(9)),
         });
         window.push(Sent {
             bytes: 60,
-            log_end: None,
+            log: None,
         });
         window.push(Sent {
             bytes: 10,
-            log_end: Some((cursor(12), 120)),
+            log: Some(part(12)),
         });
         window
     }
@@ -150,12 +176,15 @@ mod tests {
         let mut window = window();
         assert!(!window.has_room());
         assert_eq!(window.pass_segments(), 1);
+        assert_eq!(window.first_wall_ns(), Some(70));
         assert_eq!(window.ack(&ack(0, 5)), Ok(None));
         assert_eq!(window.ack(&ack(2, 9)), Ok(Some(90)));
         assert!(window.has_room());
         assert_eq!(window.bytes(), 10);
+        assert_eq!(window.first_wall_ns(), Some(100));
         assert_eq!(window.ack(&ack(3, 12)), Ok(Some(120)));
         assert_eq!((window.bytes(), window.pass_segments()), (0, 0));
+        assert_eq!(window.first_wall_ns(), None);
     }
 
     #[test]

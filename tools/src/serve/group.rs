@@ -35,7 +35,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::abandon::abandon_claims;
 use super::guest::GuestNotes;
-use super::open::{self, Made, OpenDisk, OpenGroup, OpenGroupError, Purpose};
+use super::open::{self, Made, OpenDisk, OpenGroup, OpenGroupError, Purpose, wall_ns};
 use super::remembered::Remembered;
 use super::replace::{ReplaceError, replace_failed_log};
 use super::report;
@@ -197,6 +197,8 @@ pub struct Pace {
     mark: Option<(Lsn, Instant)>,
     /// It takes too long for a record.
     pub behind: bool,
+    /// Wall clock when it was last seen to have everything, nanoseconds since 1970.
+    pub had_all_ns: u64,
     /// Bytes of the log that it lacked at the last look.
     backlog: u64,
     /// Bytes per second by which that has grown lately.
@@ -559,6 +561,14 @@ impl Running {
         }
     }
 
+    /// Wall clock when the target was last seen to have everything; 0 if it never was.
+    pub fn had_all_ns(&self, target: &TargetTask) -> u64 {
+        let notes = self.notes();
+        let mut paces = self.targets.iter().zip(&notes.paces);
+        let pace = paces.find(|(of, _)| of.sink == target.sink);
+        pace.map_or(0, |(_, pace)| pace.had_all_ns)
+    }
+
     /// The target has a complete copy; the moment it can restore, if that is known, is kept for the
     /// next process.
     pub(super) fn note_restorable(&self, target: &TargetTask) {
@@ -568,6 +578,8 @@ impl Running {
 
     /// How the targets keep up, and what they can restore. Wakes nobody.
     pub fn look_at_targets(&self) {
+        // Before: what is written meanwhile came later.
+        let seen_ns = wall_ns();
         let appended = self.handle.progress().borrow().appended;
         let now = Instant::now();
         let mut notes = self.notes();
@@ -577,6 +589,9 @@ impl Running {
             let connected = matches!(ship.state, SinkState::Streaming | SinkState::Pass);
             let interval = target.tuning.borrow().ship_interval;
             pace.look(connected, ship.acked, appended, interval, now);
+            if ship.state == SinkState::Streaming && ship.acked >= appended {
+                pace.had_all_ns = seen_ns;
+            }
             if ship.restorable_ns > 0 {
                 self.note_restorable(target);
             }

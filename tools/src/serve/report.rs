@@ -52,7 +52,8 @@ pub(super) async fn status(group: &Running) -> (GroupStatus, GroupNumbers) {
         // One that the superblock does not know has nothing.
         let backlog = known.map_or(engine.log_bytes_used, |sink| sink.log_bytes);
         let restorable = group.restorable(target);
-        let mut status = target_status(group, target, &engine, gap, restorable);
+        let had_all_ns = group.had_all_ns(target);
+        let mut status = target_status(group, target, &engine, gap, restorable, had_all_ns);
         status.backlog_bytes = backlog;
         targets.push(status);
     }
@@ -322,6 +323,7 @@ fn target_status(
     engine: &EngineStatus,
     gap: bool,
     restorable: Option<u64>,
+    had_all_ns: u64,
 ) -> TargetStatus {
     let ship: SinkStatus = target.status.get();
     let appended = engine.progress.appended.0;
@@ -346,7 +348,8 @@ fn target_status(
         recoverable_wall_ns: if up_to_date && !gap {
             Some(wall_ns())
         } else {
-            restorable.filter(|at| *at > 0)
+            let until = ship.outstanding_ns.max(had_all_ns);
+            recoverable(restorable.filter(|at| *at > 0), until, gap, wall_ns())
         },
         shipped_bytes: ship.sent_bytes_total,
         payload_bytes: ship.sent_payload_bytes_total,
@@ -363,6 +366,15 @@ fn target_status(
             total_bytes: (pass.blocks_done + pass.blocks_left) * BLOCK,
         }),
         ..TargetStatus::default()
+    }
+}
+
+/// The moment that a target can restore which lacks something: that of its last record, or, while it
+/// has a whole copy, any until the first record that it lacks.
+fn recoverable(restorable: Option<u64>, lacks_from_ns: u64, gap: bool, now_ns: u64) -> Option<u64> {
+    match restorable {
+        Some(last) if !gap => Some(last.max(lacks_from_ns.min(now_ns))),
+        restorable => restorable,
     }
 }
 
@@ -487,6 +499,16 @@ mod tests {
             behind,
             ..TargetStatus::default()
         }
+    }
+
+    #[test]
+    fn what_a_target_has_is_how_things_stood_until_the_first_record_that_it_lacks() {
+        assert_eq!(recoverable(Some(10), 0, false, 100), Some(10));
+        assert_eq!(recoverable(Some(10), 50, false, 100), Some(50));
+        assert_eq!(recoverable(Some(60), 50, false, 100), Some(60));
+        assert_eq!(recoverable(Some(10), 500, false, 100), Some(100), "not yet");
+        assert_eq!(recoverable(Some(10), 50, true, 100), Some(10), "a gap");
+        assert_eq!(recoverable(None, 50, false, 100), None, "no whole copy");
     }
 
     #[test]

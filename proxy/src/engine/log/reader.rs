@@ -332,7 +332,7 @@ pub struct LogReader {
 }
 
 /// Blocks that a reader takes in at once when it goes through a whole log.
-pub const READAHEAD_SCAN: u64 = 1024;
+pub const READAHEAD_SCAN: u64 = 2048;
 /// Blocks that a reader takes in at once when it follows the writer.
 pub const READAHEAD_FOLLOW: u64 = 32;
 

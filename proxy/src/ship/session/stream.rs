@@ -12,7 +12,7 @@ use crate::ship::rate::RateLimit;
 use crate::ship::sink::SinkConnection;
 use crate::ship::source::{Record, RecordSource};
 use crate::ship::status::SinkState;
-use crate::ship::window::{Sent, Window};
+use crate::ship::window::{LogPart, Sent, Window};
 use crate::ship::{BoxFuture, Tuning};
 use afterimage_format::ids::{DiskIndex, Epoch, Lsn};
 use afterimage_format::op::Op;
@@ -198,17 +198,16 @@ impl<'a> Streaming<'a> {
             && let Some(segment) = self.cut.pop_front()
         {
             let header = &segment.sealed.header;
-            let end = Cursor {
-                lsn: header.last_lsn,
-                chain: header.chain_after,
+            let part = LogPart {
+                end: Cursor {
+                    lsn: header.last_lsn,
+                    chain: header.chain_after,
+                },
+                first_wall_ns: segment.first_wall_ns,
+                last_wall_ns: segment.last_wall_ns,
             };
             let payload = header.payload_bytes;
-            self.send(
-                segment.sealed.bytes,
-                payload,
-                Some((end, segment.last_wall_ns)),
-            )
-            .await?;
+            self.send(segment.sealed.bytes, payload, Some(part)).await?;
             moved = true;
         }
         Ok(moved)
@@ -218,13 +217,10 @@ impl<'a> Streaming<'a> {
         &mut self,
         bytes: bytes::Bytes,
         payload: u64,
-        log_end: Option<(Cursor, u64)>,
+        log: Option<LogPart>,
     ) -> Result<(), SessionError> {
         let len = bytes.len();
-        self.window.push(Sent {
-            bytes: len,
-            log_end,
-        });
+        self.window.push(Sent { bytes: len, log });
         self.connection.send(bytes).await?;
         self.context.status.update(|s| {
             s.sent_segments_total += 1;
@@ -441,8 +437,12 @@ impl<'a> Streaming<'a> {
         let durable = self.progress.borrow().durable;
         let unacked = self.window.bytes() + self.cutter.open_bytes();
         let pass = self.pass.as_ref().map(|driven| driven.pass.progress());
+        let cut = || self.cut.front().map(|segment| segment.first_wall_ns);
+        let on_its_way = self.window.first_wall_ns().or_else(cut);
+        let outstanding = on_its_way.or_else(|| self.cutter.first_wall_ns());
         self.context.status.update(|s| {
             s.durable = durable;
+            s.outstanding_ns = outstanding.unwrap_or(0);
             s.unacked_bytes = unacked as u64;
             s.pass = pass;
         });

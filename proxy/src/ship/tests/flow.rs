@@ -8,6 +8,7 @@ use crate::ship::status::SinkState;
 use afterimage_format::ids::{BLOCK_SIZE, Epoch, Lsn};
 use afterimage_format::op::Op;
 use afterimage_format::segment::{SegmentIndex, SegmentKind};
+use afterimage_format::wire::Message;
 use std::time::Duration;
 
 /// A group of two disks with some content, written to before anything is shipped.
@@ -102,6 +103,41 @@ async fn records_are_cut_by_time_and_at_checkpoints() {
     peer.serve(&mut replica, |r| r.cursor.lsn == last).await;
     assert_eq!(replica.log_segments, segments + 2);
     assert_same(&group, &replica);
+}
+
+/// What the sink has is how things stood until the first record that it lacks, wherever that is: in the
+/// segment under construction, or sent and not acknowledged.
+#[tokio::test(start_paused = true)]
+async fn the_moment_of_the_first_outstanding_record_is_told() {
+    let group = FakeGroup::new(&[100]);
+    let mut rig = Rig::start(group.clone(), config());
+    let (mut replica, mut peer) = in_sync(&mut rig).await;
+    let outstanding = |rig: &Rig| rig.status.get().outstanding_ns;
+    // Ship whatever `in_sync` left.
+    let last = group.last();
+    peer.serve(&mut replica, |r| r.cursor.lsn == last).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(outstanding(&rig), 0);
+
+    let first = group.write(0, 1, &block(1));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(outstanding(&rig), 1_000_000 + first.0, "not sent");
+    let bytes = peer.segment().await;
+    let second = group.write(0, 2, &block(2));
+    let other = peer.segment().await;
+    group.write(0, 3, &block(3));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(outstanding(&rig), 1_000_000 + first.0, "not acknowledged");
+    replica.store(&bytes).expect("stored");
+    let ack = replica.ack(peer.segments - 1);
+    peer.send(Message::Ack(ack)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(outstanding(&rig), 1_000_000 + second.0);
+    replica.store(&other).expect("stored");
+    let last = group.last();
+    peer.serve(&mut replica, |r| r.cursor.lsn == last).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(outstanding(&rig), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -48,7 +48,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// One connection with the group.
 pub(super) struct Peer {
     stream: Box<dyn Stream>,
-    segments: u64,
+    pub(super) segments: u64,
 }
 
 fn refuse(code: ErrorCode, text: impl Into<String>) -> RemoteError {
@@ -141,7 +141,7 @@ impl Peer {
 }
 
 impl Replica {
-    fn ack(&self, segments: u64) -> Ack {
+    pub(super) fn ack(&self, segments: u64) -> Ack {
         Ack {
             segments,
             cursor: self.cursor,

@@ -5,6 +5,7 @@
 //! is, and [`image`] reads a group's disks as they were at one point.
 #![deny(unsafe_code)]
 
+mod aside;
 pub mod compare;
 pub mod group;
 pub mod history;

@@ -3,9 +3,9 @@
 use afterimage_format::manifest::{Terminator, is_terminator};
 use afterimage_format::segment::{FOOTER_BYTES, Footer, IndexEntry, SegmentError, SegmentIndex};
 use bytes::Bytes;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::error::GroupError;
+use crate::aside;
 use crate::history::{Events, SegmentEntry};
 use crate::repository::{Repository, RepositoryError};
 
@@ -164,21 +164,7 @@ async fn decode_tail(
     if (tail.len() as u64) < need {
         tail = repository.get_suffix(key, need).await?.0;
     }
-    let decoded = decode_aside(tail).await;
+    // A long history has many.
+    let decoded = aside::compute(move || SegmentIndex::decode(&tail)).await;
     decoded.map_err(wrap)
-}
-
-/// Decodes an index on a thread for such work, if the runtime has more than one: a long history has many.
-async fn decode_aside(tail: Bytes) -> Result<SegmentIndex, SegmentError> {
-    let threads = Handle::try_current()
-        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if !threads {
-        return SegmentIndex::decode(&tail);
-    }
-    let again = tail.clone();
-    match tokio::task::spawn_blocking(move || SegmentIndex::decode(&tail)).await {
-        Ok(decoded) => decoded,
-        // The runtime shuts down.
-        Err(_) => SegmentIndex::decode(&again),
-    }
 }

@@ -7,12 +7,12 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use afterimage_format::wire::Comparisons;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::NowNs;
 use super::session::Session;
+use crate::aside::has_threads;
 use crate::compare;
 
 /// Follows the verify records of one group; ends with the session.
@@ -27,11 +27,9 @@ impl Comparing {
         let group = session.group().clone();
         let news = next(group.comparison().watch());
         let following = compare::follow(group, now);
-        let threads = Handle::try_current()
-            .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
         Self {
-            following: match threads {
-                true => Box::pin(aside(following)),
+            following: match has_threads() {
+                true => Box::pin(spawned(following)),
                 false => Box::pin(following),
             },
             news,
@@ -70,7 +68,7 @@ fn next(
     })
 }
 
-async fn aside(following: impl Future<Output = Infallible> + Send + 'static) -> Infallible {
+async fn spawned(following: impl Future<Output = Infallible> + Send + 'static) -> Infallible {
     match AbortOnDropHandle::new(tokio::spawn(following)).await {
         Ok(never) => match never {},
         Err(error) => {

@@ -9,10 +9,10 @@ use afterimage_format::manifest::is_terminator;
 use afterimage_format::segment::{self, SegmentError, SegmentIndex, SegmentKind};
 use afterimage_format::wire::{Ack, Resume};
 use bytes::Bytes;
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::Slot;
 use super::error::IngestError;
+use crate::aside;
 use crate::group::{Group, GroupError, Intake, read_index_checked};
 use crate::history::{Events, Refusal, Verdict, chain_at, check_disks};
 use crate::repository::{Created, RepositoryError, keys};
@@ -59,17 +59,7 @@ impl Verified {
     /// # Errors
     /// The first thing that is wrong with it.
     pub(super) async fn check_aside(bytes: Bytes) -> Result<Self, IngestError> {
-        let threads = Handle::try_current()
-            .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-        if !threads {
-            return Self::check(bytes);
-        }
-        let again = bytes.clone();
-        match tokio::task::spawn_blocking(move || Self::check(bytes)).await {
-            Ok(checked) => checked,
-            // The runtime shuts down.
-            Err(_) => Self::check(again),
-        }
+        aside::compute(move || Self::check(bytes.clone())).await
     }
 
     /// Its index.

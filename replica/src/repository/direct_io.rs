@@ -1,32 +1,25 @@
-//! A folder's store that writes large objects past the page cache.
+//! Large objects of a folder, written past the page cache.
 //!
-//! A segment is written once and seldom read soon: copying it into the page cache took a quarter of
-//! the processor time of shipping, and drove out what others had cached. So a large object is written
-//! with O_DIRECT, under a staging name as [`LocalFileSystem`] has them, made durable, and linked to its
-//! key, which must not exist; everything else is left to [`LocalFileSystem`]. Always holds: a key
-//! exists only with its whole content durable; when a put has succeeded the key is durable, too.
+//! A segment is written once and seldom read soon: to copy it into the page cache was the largest single
+//! cost of shipping (decision 0018), and drove out what others had cached. So it is written with
+//! O_DIRECT, under a staging name as `object_store`'s local file system has them, made durable, and linked to
+//! its key, which must not exist. Always holds: a key exists only with its whole content durable; when
+//! a create has succeeded the key is durable, too.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::{Path as FsPath, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use afterimage_proxy::io::buffer::{AlignedBuffer, BUFFER_ALIGN};
 use bytes::Bytes;
-use futures::stream::BoxStream;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
-};
+use object_store::Error;
 use rustix::fs::OFlags;
 
 use super::directories::SyncFolder;
+use crate::aside;
 
 /// Objects from this size on are written directly.
 const DIRECT_BYTES_MIN: usize = 128 << 10;
@@ -38,13 +31,8 @@ const STAGING_NAMES: u32 = 1000;
 /// Makes a file's content durable.
 type SyncFile = dyn Fn(&File) -> io::Result<()> + Send + Sync;
 
-/// A folder as an object store.
-pub(super) struct DirectFolder {
-    inner: LocalFileSystem,
-    writer: Arc<Writer>,
-}
-
-struct Writer {
+/// Creates large files.
+pub(super) struct DirectWriter {
     /// The file system takes O_DIRECT, as far as is known.
     direct: AtomicBool,
     /// Memory of the last write, for the next.
@@ -53,7 +41,7 @@ struct Writer {
     sync_folder: Arc<SyncFolder>,
 }
 
-/// Why an object was not written directly. Nothing of it was left behind.
+/// Why a file was not created. Nothing of it was left behind.
 enum Failure {
     /// There is no folder for it yet, or no name to write it under.
     NoPlace,
@@ -68,61 +56,100 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl DirectFolder {
-    /// A store of this folder; [`LocalFileSystem::with_fsync`] is to be set.
-    pub(super) fn new(inner: LocalFileSystem, sync_folder: Arc<SyncFolder>) -> Self {
-        Self::syncing(inner, Box::new(File::sync_all), sync_folder)
+impl DirectWriter {
+    pub(super) fn new(sync_folder: Arc<SyncFolder>) -> Self {
+        Self::syncing(Box::new(File::sync_all), sync_folder)
     }
 
-    fn syncing(
-        inner: LocalFileSystem,
-        sync_file: Box<SyncFile>,
-        sync_folder: Arc<SyncFolder>,
-    ) -> Self {
+    fn syncing(sync_file: Box<SyncFile>, sync_folder: Arc<SyncFolder>) -> Self {
         Self {
-            inner,
-            writer: Arc::new(Writer {
-                direct: AtomicBool::new(true),
-                buffer: Mutex::default(),
-                sync_file,
-                sync_folder,
-            }),
+            direct: AtomicBool::new(true),
+            buffer: Mutex::default(),
+            sync_file,
+            sync_folder,
         }
     }
-}
 
-impl Writer {
-    /// Creates the file with this content, durably.
-    fn create(&self, file: &FsPath, payload: &PutPayload) -> Result<(), Failure> {
+    /// Creates the file with this content, durably. `None`: it has to be created in another way, since it
+    /// is small, its folder does not exist or the file system does not take it so; nothing was done.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        file: PathBuf,
+        content: Bytes,
+    ) -> Option<object_store::Result<()>> {
+        if content.len() < DIRECT_BYTES_MIN || !self.direct.load(Ordering::Relaxed) {
+            return None;
+        }
+        let path = file.display().to_string();
+        let own = Arc::clone(self);
+        let created = aside::wait(move || own.create_here(&file, &content)).await;
+        match created.unwrap_or_else(|error| Err(error.into())) {
+            Ok(()) => Some(Ok(())),
+            Err(Failure::NoPlace) => None,
+            Err(Failure::NotDirect) => {
+                self.direct.store(false, Ordering::Relaxed);
+                None
+            }
+            Err(Failure::Io(error)) => Some(Err(match error.kind() {
+                io::ErrorKind::AlreadyExists => Error::AlreadyExists {
+                    path,
+                    source: error.into(),
+                },
+                _ => Error::Generic {
+                    store: "folder",
+                    source: error.into(),
+                },
+            })),
+        }
+    }
+
+    fn create_here(&self, file: &Path, content: &[u8]) -> Result<(), Failure> {
+        let folder = file.parent().ok_or(Failure::NoPlace)?;
         let (staged, staging) = open_staging(file)?;
         let written = self
-            .fill(&staged, payload)
-            .and_then(|()| Ok((self.sync_file)(&staged)?))
-            .and_then(|()| Ok(fs::hard_link(&staging, file)?));
+            .fill(&staged, content)
+            .and_then(|()| Ok((self.sync_file)(&staged)?));
+        // Network file systems may want a file to be closed before others see it.
+        drop(staged);
+        let linked = written.and_then(|()| Ok(fs::hard_link(&staging, file)?));
         // What stays behind here harms nobody: no key has such a name.
         let _ = fs::remove_file(&staging);
-        written?;
-        let parent = file
-            .parent()
-            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok((self.sync_folder)(parent)?)
+        linked?;
+        Ok((self.sync_folder)(folder)?)
     }
 
-    fn fill(&self, file: &File, payload: &PutPayload) -> Result<(), Failure> {
+    /// Writes the content in steps. The last is rounded up to whole blocks and cut off again.
+    fn fill(&self, file: &File, content: &[u8]) -> Result<(), Failure> {
         let kept = self.kept().take();
         let mut buffer = kept.unwrap_or_else(|| AlignedBuffer::new(STEP_BYTES));
-        let result = copy_through(file, payload, &mut buffer);
+        let mut at = 0;
+        for step in content.chunks(STEP_BYTES) {
+            let padded = step.len().next_multiple_of(BUFFER_ALIGN);
+            buffer[..step.len()].copy_from_slice(step);
+            buffer[step.len()..padded].fill(0);
+            file.write_all_at(&buffer[..padded], at)
+                .map_err(not_direct)?;
+            at += step.len() as u64;
+        }
         *self.kept() = Some(buffer);
-        result
+        Ok(file.set_len(content.len() as u64)?)
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Option<AlignedBuffer>> {
+    fn kept(&self) -> MutexGuard<'_, Option<AlignedBuffer>> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// What it means that something is no valid argument: no O_DIRECT here, or larger sectors than ours.
+fn not_direct(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::InvalidInput => Failure::NotDirect,
+        _ => Failure::Io(error),
+    }
+}
+
 /// A new file beside the one that is to be created, and its name.
-fn open_staging(file: &FsPath) -> Result<(File, PathBuf), Failure> {
+fn open_staging(file: &Path) -> Result<(File, PathBuf), Failure> {
     for number in 1..STAGING_NAMES {
         let mut staging = file.as_os_str().to_owned();
         staging.push(format!("#{number}"));
@@ -148,148 +175,6 @@ fn open_staging(file: &FsPath) -> Result<(File, PathBuf), Failure> {
         }
     }
     Err(Failure::NoPlace)
-}
-
-/// Writes the payload in steps of the buffer's size. The last is rounded up to whole sectors and cut
-/// off again.
-fn copy_through(
-    file: &File,
-    payload: &PutPayload,
-    buffer: &mut AlignedBuffer,
-) -> Result<(), Failure> {
-    let write = |step: &[u8], at: usize| {
-        file.write_all_at(step, at as u64)
-            .map_err(|error| match error.kind() {
-                // Sectors larger than ours.
-                io::ErrorKind::InvalidInput => Failure::NotDirect,
-                _ => Failure::Io(error),
-            })
-    };
-    let (mut held, mut at) = (0, 0);
-    for mut part in payload.iter().map(Bytes::as_ref) {
-        while !part.is_empty() {
-            let count = part.len().min(buffer.len() - held);
-            let (now, rest) = part.split_at(count);
-            buffer[held..held + count].copy_from_slice(now);
-            (held, part) = (held + count, rest);
-            if held == buffer.len() {
-                write(buffer, at)?;
-                (held, at) = (0, at + buffer.len());
-            }
-        }
-    }
-    if held > 0 {
-        let padded = held.next_multiple_of(BUFFER_ALIGN);
-        buffer[held..padded].fill(0);
-        write(&buffer[..padded], at)?;
-        file.set_len((at + held) as u64)?;
-    }
-    Ok(())
-}
-
-impl fmt::Debug for DirectFolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("DirectFolder").field(&self.inner).finish()
-    }
-}
-
-impl fmt::Display for DirectFolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.inner.fmt(f)
-    }
-}
-
-#[async_trait::async_trait]
-impl ObjectStore for DirectFolder {
-    async fn put_opts(
-        &self,
-        location: &Path,
-        payload: PutPayload,
-        opts: PutOptions,
-    ) -> Result<PutResult> {
-        let writer = &self.writer;
-        if opts.mode != PutMode::Create
-            || payload.content_length() < DIRECT_BYTES_MIN
-            || !writer.direct.load(Ordering::Relaxed)
-        {
-            return self.inner.put_opts(location, payload, opts).await;
-        }
-        let file = self.inner.path_to_filesystem(location)?;
-        let created = {
-            let (writer, file, payload) = (Arc::clone(writer), file.clone(), payload.clone());
-            aside(move || writer.create(&file, &payload)).await
-        };
-        match created {
-            Ok(()) => Ok(PutResult {
-                e_tag: None,
-                version: None,
-                extensions: Default::default(),
-            }),
-            Err(Failure::NoPlace) => self.inner.put_opts(location, payload, opts).await,
-            Err(Failure::NotDirect) => {
-                writer.direct.store(false, Ordering::Relaxed);
-                self.inner.put_opts(location, payload, opts).await
-            }
-            Err(Failure::Io(source)) if source.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Error::AlreadyExists {
-                    path: file.display().to_string(),
-                    source: source.into(),
-                })
-            }
-            Err(Failure::Io(source)) => Err(Error::Generic {
-                store: "folder",
-                source: source.into(),
-            }),
-        }
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        location: &Path,
-        opts: PutMultipartOptions,
-    ) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
-    }
-
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
-    }
-
-    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.inner.get_ranges(location, ranges).await
-    }
-
-    fn delete_stream(
-        &self,
-        locations: BoxStream<'static, Result<Path>>,
-    ) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.inner.copy_opts(from, to, options).await
-    }
-}
-
-/// On a thread that may wait, if there are such.
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => match runtime.spawn_blocking(work).await {
-            Ok(done) => done,
-            Err(failed) => Err(io::Error::other(failed).into()),
-        },
-        Err(_) => work(),
-    }
 }
 
 #[cfg(test)]

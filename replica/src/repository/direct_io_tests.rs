@@ -1,14 +1,9 @@
 //! Large objects on a real file system.
 
-use std::path::Path as FsPath;
-use std::sync::atomic::AtomicUsize;
-
-use object_store::ObjectStoreExt;
+use std::os::unix::fs::MetadataExt as _;
 
 use super::super::directories::sync_folder;
 use super::*;
-
-const KEY: &str = "segments/1";
 
 fn content(len: usize) -> Bytes {
     (0..len)
@@ -17,36 +12,45 @@ fn content(len: usize) -> Bytes {
         .into()
 }
 
-/// A folder on a disk, with the one for the key.
-fn folder() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::create_dir(folder.path().join("segments")).expect("made");
-    folder
+/// A folder with a writer, and the file that is to be created in it.
+struct Rig {
+    folder: tempfile::TempDir,
+    writer: Arc<DirectWriter>,
+    file: PathBuf,
 }
 
-fn inner(folder: &tempfile::TempDir) -> LocalFileSystem {
-    LocalFileSystem::new_with_prefix(folder.path())
-        .expect("a store")
-        .with_fsync(true)
-}
+impl Rig {
+    fn new() -> Self {
+        Self::syncing(File::sync_all, sync_folder)
+    }
 
-async fn create(store: &DirectFolder, payload: PutPayload) -> Result<PutResult> {
-    let options = PutOptions {
-        mode: PutMode::Create,
-        ..PutOptions::default()
-    };
-    store.put_opts(&Path::from(KEY), payload, options).await
-}
+    fn syncing(
+        sync_file: impl Fn(&File) -> io::Result<()> + Send + Sync + 'static,
+        sync_folder: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let writer = DirectWriter::syncing(Box::new(sync_file), Arc::new(sync_folder));
+        Self {
+            file: folder.path().join("1"),
+            writer: Arc::new(writer),
+            folder,
+        }
+    }
 
-fn names(folder: &tempfile::TempDir) -> Vec<String> {
-    let entries = fs::read_dir(folder.path().join("segments")).expect("read");
-    let names = entries.map(|entry| entry.expect("read").file_name());
-    names.map(|name| name.to_string_lossy().into()).collect()
+    async fn create(&self, content: Bytes) -> Option<object_store::Result<()>> {
+        self.writer.create(self.file.clone(), content).await
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).expect("read");
+        let names = entries.map(|entry| entry.expect("read").file_name());
+        names.map(|name| name.to_string_lossy().into()).collect()
+    }
 }
 
 #[tokio::test]
 async fn what_is_written_past_the_cache_is_what_was_given() {
-    let steps = [
+    let lengths = [
         DIRECT_BYTES_MIN,
         DIRECT_BYTES_MIN + 1,
         STEP_BYTES - 1,
@@ -54,105 +58,91 @@ async fn what_is_written_past_the_cache_is_what_was_given() {
         STEP_BYTES + 4096,
         2 * STEP_BYTES + 77,
     ];
-    for len in steps {
-        let folder = folder();
-        let synced: Arc<AtomicUsize> = Arc::default();
-        let count = Arc::clone(&synced);
-        let sync_file = move |file: &File| {
-            count.fetch_add(1, Ordering::Relaxed);
-            file.sync_all()
-        };
-        let store =
-            DirectFolder::syncing(inner(&folder), Box::new(sync_file), Arc::new(sync_folder));
-        let whole = content(len);
-        let parts = [whole.slice(..len / 3), whole.slice(len / 3..)];
-        create(&store, parts.into_iter().collect())
-            .await
-            .expect("stored");
-        assert_eq!(synced.load(Ordering::Relaxed), 1, "written directly");
-        let read = store.get(&Path::from(KEY)).await.expect("there");
-        assert!(read.bytes().await.expect("read") == whole, "{len} bytes");
-        assert_eq!(names(&folder), ["1"]);
-
-        let again = create(&store, content(len + 1).into()).await;
+    for length in lengths {
+        let rig = Rig::new();
+        let created = rig.create(content(length)).await;
+        created.expect("written directly").expect("created");
         assert!(
-            matches!(again, Err(Error::AlreadyExists { .. })),
+            fs::read(&rig.file).expect("read") == content(length),
+            "{length} bytes"
+        );
+        assert_eq!(rig.names(), ["1"]);
+
+        let again = rig.create(content(length + 1)).await;
+        assert!(
+            matches!(again, Some(Err(Error::AlreadyExists { .. }))),
             "{again:?}"
         );
-        let read = store.get(&Path::from(KEY)).await.expect("there");
-        assert!(read.bytes().await.expect("read") == whole);
-        assert_eq!(names(&folder), ["1"], "nothing is left behind");
+        assert!(fs::read(&rig.file).expect("read") == content(length));
+        assert_eq!(rig.names(), ["1"], "nothing is left behind");
     }
 }
 
 /// Whoever sees the key sees all of it, whenever the power fails.
 #[tokio::test]
 async fn a_key_exists_only_with_its_content_synced() {
-    let folder = folder();
     let steps: Arc<Mutex<Vec<String>>> = Arc::default();
-    let key = folder.path().join(KEY);
-    let note = |what: &'static str| {
-        let (steps, key) = (Arc::clone(&steps), key.clone());
-        move |length: u64| {
-            let seen = format!("{what} {length}, key {}", key.exists());
-            steps.lock().expect("not poisoned").push(seen);
-        }
-    };
-    let (file_synced, folder_synced) = (note("file"), note("folder"));
+    let seen = Arc::clone(&steps);
     let sync_file = move |file: &File| {
-        file_synced(file.metadata()?.len());
+        let length = file.metadata()?.len();
+        // Its staging name, and no other yet.
+        let links = file.metadata()?.nlink();
+        let step = format!("file of {length} bytes, {links} link");
+        seen.lock().expect("not poisoned").push(step);
         Ok(())
     };
-    let sync = move |_: &FsPath| {
-        folder_synced(0);
+    let seen = Arc::clone(&steps);
+    let sync_folder = move |folder: &Path| {
+        let step = format!("folder, key there: {}", folder.join("1").exists());
+        seen.lock().expect("not poisoned").push(step);
         Ok(())
     };
-    let store = DirectFolder::syncing(inner(&folder), Box::new(sync_file), Arc::new(sync));
-    create(&store, content(DIRECT_BYTES_MIN + 7).into())
-        .await
-        .expect("stored");
-    let steps = steps.lock().expect("not poisoned");
-    let whole = DIRECT_BYTES_MIN + 7;
-    assert_eq!(
-        *steps,
-        [
-            format!("file {whole}, key false"),
-            "folder 0, key true".into()
-        ]
-    );
+    let rig = Rig::syncing(sync_file, sync_folder);
+    let length = DIRECT_BYTES_MIN + 7;
+    let created = rig.create(content(length)).await;
+    created.expect("written directly").expect("created");
+    let wanted = [
+        format!("file of {length} bytes, 1 link"),
+        "folder, key there: true".to_owned(),
+    ];
+    assert_eq!(*steps.lock().expect("not poisoned"), wanted);
 }
 
 #[tokio::test]
 async fn what_cannot_be_synced_is_not_there() {
-    let folder = folder();
-    let fails = |_: &File| Err(io::Error::from_raw_os_error(5));
-    let store = DirectFolder::syncing(inner(&folder), Box::new(fails), Arc::new(sync_folder));
-    let created = create(&store, content(DIRECT_BYTES_MIN).into()).await;
-    assert!(matches!(created, Err(Error::Generic { .. })), "{created:?}");
-    assert!(names(&folder).is_empty());
+    let rig = Rig::syncing(|_| Err(io::Error::from_raw_os_error(5)), sync_folder);
+    let created = rig.create(content(DIRECT_BYTES_MIN)).await;
+    assert!(
+        matches!(created, Some(Err(Error::Generic { .. }))),
+        "{created:?}"
+    );
+    assert!(rig.names().is_empty());
 }
 
 /// What a killed process left under a staging name is in nobody's way.
 #[tokio::test]
 async fn a_staging_name_that_is_taken_is_passed_over() {
-    let folder = folder();
-    fs::write(folder.path().join("segments/1#1"), "half").expect("written");
-    let store = DirectFolder::new(inner(&folder), Arc::new(sync_folder));
-    create(&store, content(DIRECT_BYTES_MIN).into())
-        .await
-        .expect("stored");
-    let read = store.get(&Path::from(KEY)).await.expect("there");
-    assert_eq!(read.bytes().await.expect("read").len(), DIRECT_BYTES_MIN);
+    let rig = Rig::new();
+    fs::write(rig.folder.path().join("1#1"), "half").expect("written");
+    let created = rig.create(content(DIRECT_BYTES_MIN)).await;
+    created.expect("written directly").expect("created");
+    assert_eq!(
+        fs::read(&rig.file).expect("read"),
+        content(DIRECT_BYTES_MIN)
+    );
 }
 
-/// The folder is made by the first object, and a file system may know nothing of O_DIRECT.
 #[tokio::test]
-async fn where_it_cannot_be_written_directly_it_is_written_all_the_same() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let store = DirectFolder::new(inner(&folder), Arc::new(sync_folder));
-    create(&store, content(DIRECT_BYTES_MIN).into())
-        .await
-        .expect("stored");
-    assert!(store.writer.direct.load(Ordering::Relaxed));
-    assert_eq!(names(&folder), ["1"]);
+async fn what_is_small_or_has_no_folder_is_left_to_others() {
+    let rig = Rig::new();
+    let created = rig.create(content(DIRECT_BYTES_MIN - 1)).await;
+    assert!(created.is_none(), "{created:?}");
+    let elsewhere = rig.folder.path().join("segments/1");
+    let created = rig
+        .writer
+        .create(elsewhere, content(DIRECT_BYTES_MIN))
+        .await;
+    assert!(created.is_none(), "{created:?}");
+    assert!(rig.names().is_empty());
+    assert!(rig.create(content(DIRECT_BYTES_MIN)).await.is_some());
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::RepositoryError;
+use crate::aside;
 
 /// Makes a folder's entries durable.
 pub(super) type SyncFolder = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
@@ -83,19 +84,12 @@ impl Directories {
             }
             Ok(done)
         };
-        let done = match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => match runtime.spawn_blocking(work).await {
-                Ok(done) => done?,
-                Err(failed) => {
-                    let source = io::Error::other(failed);
-                    return Err(RepositoryError::Sync {
-                        folder: self.root.clone(),
-                        source,
-                    });
-                }
-            },
-            Err(_) => work()?,
-        };
+        let done = aside::wait(work)
+            .await
+            .map_err(|source| RepositoryError::Sync {
+                folder: self.root.clone(),
+                source,
+            })??;
         self.synced
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

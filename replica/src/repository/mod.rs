@@ -40,6 +40,8 @@ use afterimage_format::manifest::RepositoryIdentity;
 pub use error::RepositoryError;
 use root::Root;
 
+use crate::aside;
+
 /// What became of a [`Repository::create`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Created {
@@ -96,7 +98,7 @@ impl Repository {
     pub async fn attend(&self) -> Result<(), RepositoryError> {
         match &self.kept {
             Kept::Store(_) => Ok(()),
-            Kept::Folder(root) => aside(root, Root::attend).await.map(|_| ()),
+            Kept::Folder(root) => look_at(root, Root::attend).await.map(|_| ()),
         }
     }
 
@@ -123,19 +125,19 @@ impl Repository {
             return self.create_here(key, bytes).await;
         };
         keys::check(key)?;
-        if !aside(root, Root::check).await? {
+        if !look_at(root, Root::check).await? {
             self.establish().await?;
         }
         let created = self.create_here(key, bytes).await;
         // It may have gone in between, and the object with it.
-        aside(root, Root::check).await?;
+        look_at(root, Root::check).await?;
         created
     }
 
     /// Stores identity and marker: from now on this is a repository.
     async fn establish(&self) -> Result<(), RepositoryError> {
         if let Kept::Folder(root) = &self.kept {
-            aside(root, |root| root.make().map(|_| ())).await?;
+            look_at(root, |root| root.make().map(|_| ())).await?;
         }
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let identity = RepositoryIdentity {
@@ -160,11 +162,15 @@ impl Repository {
             mode: PutMode::Create,
             ..PutOptions::default()
         };
-        let put = store
-            .put_opts(&path, PutPayload::from(bytes.clone()), options)
-            .await;
+        let put = match self.put_directly(key, &bytes).await? {
+            Some(put) => put,
+            None => store
+                .put_opts(&path, PutPayload::from(bytes.clone()), options)
+                .await
+                .map(|_| ()),
+        };
         let failure = match put {
-            Ok(_) => return self.settle(key).await.map(|()| Created::Ours),
+            Ok(()) => return self.settle(key).await.map(|()| Created::Ours),
             Err(failure) => failure,
         };
         let found = match self.get(key).await {
@@ -300,6 +306,21 @@ impl Repository {
         store.delete(&Path::from(key)).await
     }
 
+    /// Past the page cache, where the repository is a folder and the object is worth it.
+    async fn put_directly(
+        &self,
+        key: &str,
+        bytes: &Bytes,
+    ) -> Result<Option<object_store::Result<()>>, RepositoryError> {
+        match self.folder()? {
+            Some(opened) => {
+                let file = opened.folder.join(key);
+                Ok(opened.direct.create(file, bytes.clone()).await)
+            }
+            None => Ok(None),
+        }
+    }
+
     /// After a create that synced its own folder: the folders above it, once per process.
     async fn settle(&self, key: &str) -> Result<(), RepositoryError> {
         match self.folder()? {
@@ -338,19 +359,15 @@ impl Repository {
 }
 
 /// Looks at a folder where waiting for a file system holds up nobody else.
-async fn aside<T: Send + 'static>(
+async fn look_at<T: Send + 'static>(
     root: &Arc<Root>,
     look: fn(&Root) -> Result<T, RepositoryError>,
 ) -> Result<T, RepositoryError> {
     let own = Arc::clone(root);
-    match tokio::runtime::Handle::try_current() {
-        Ok(runtime) => match runtime.spawn_blocking(move || look(&own)).await {
-            Ok(seen) => seen,
-            Err(failed) => Err(RepositoryError::Folder {
-                folder: root.folder().to_owned(),
-                source: std::io::Error::other(failed),
-            }),
-        },
-        Err(_) => look(root),
-    }
+    aside::wait(move || look(&own))
+        .await
+        .map_err(|source| RepositoryError::Folder {
+            folder: root.folder().to_owned(),
+            source,
+        })?
 }

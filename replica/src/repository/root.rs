@@ -21,7 +21,7 @@ use afterimage_format::manifest::RepositoryIdentity;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
-use super::direct_io::DirectFolder;
+use super::direct_io::DirectWriter;
 use super::directories::{Directories, SyncFolder, sync_folder};
 use super::{RepositoryError, keys};
 
@@ -37,8 +37,9 @@ pub(super) struct Root {
 /// What there is once the folder is.
 pub(super) struct Opened {
     /// Links resolved: the store and the look at the identity mean the same place.
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) direct: Arc<DirectWriter>,
     pub(super) directories: Directories,
 }
 
@@ -97,9 +98,11 @@ impl Root {
     ) -> Self {
         let root = Self::syncing(folder.clone(), sync_folder);
         let directories = Directories::new(folder.clone(), Arc::clone(&root.sync_folder));
+        let direct = DirectWriter::new(Arc::clone(&root.sync_folder));
         let opened = Opened {
             folder,
             store,
+            direct: Arc::new(direct),
             directories,
         };
         assert!(root.opened.set(opened).is_ok());
@@ -147,11 +150,12 @@ impl Root {
                 source,
             })?
             .with_fsync(true);
-        let store = DirectFolder::new(store, Arc::clone(&self.sync_folder));
         let directories = Directories::new(folder.clone(), Arc::clone(&self.sync_folder));
+        let direct = DirectWriter::new(Arc::clone(&self.sync_folder));
         Ok(Some(self.opened.get_or_init(|| Opened {
             folder,
             store: Arc::new(store),
+            direct: Arc::new(direct),
             directories,
         })))
     }

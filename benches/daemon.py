@@ -130,13 +130,13 @@ class Daemon:
             time.sleep(0.5)
         sys.exit(f"still not at rest after {SETTLE_SECONDS} s: {out.stdout}{out.stderr}")
 
-    def metric(self, name, group):
-        """One figure of one group, read from the metrics as Prometheus does."""
+    def metric(self, name, group, label=""):
+        """One figure of one group, with this label, read from the metrics as Prometheus does."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics",
                                     timeout=30) as answer:
             text = answer.read().decode()
         for line in text.splitlines():
-            if line.startswith(f'afterimage_{name}{{group="{group}"'):
+            if line.startswith(f'afterimage_{name}{{group="{group}"') and label in line:
                 return float(line.rsplit(" ", 1)[1])
         raise LookupError(f"no metric afterimage_{name} of {group}")
 

@@ -118,8 +118,8 @@ pub struct SegmentIndex {
 
 impl SegmentIndex {
     /// Decodes the index from the end of a segment: at least the bytes of
-    /// [`Footer::tail_range`]; more may stand before them (a read of the last 64 KiB usually
-    /// brings all of it). The record chain is not followed: the hash of the index stands for what
+    /// [`Footer::tail_range`]; more may stand before them (a read of the last 128 KiB
+    /// usually brings all of it). The record chain is not followed: the hash of the index stands for what
     /// was checked when the segment was taken in ([`of_segment`](Self::of_segment) follows it).
     ///
     /// # Errors

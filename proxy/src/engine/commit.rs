@@ -133,9 +133,9 @@ impl<S: Storage> Engine<S> {
             self.commit.blocked = false;
             return;
         };
-        let write_blocks_max = self.config.log_write_bytes_max / BLOCK_SIZE as u32;
+        let write_blocks = self.config.log_write_bytes / BLOCK_SIZE as u32;
         let batch_blocks = if self.flushes_are_frequent(now) {
-            write_blocks_max
+            write_blocks
         } else {
             self.config.log_batch_bytes / BLOCK_SIZE as u32
         };
@@ -146,10 +146,10 @@ impl<S: Storage> Engine<S> {
             return;
         }
         let closed: u32 = self.ring.closed().map(super::ring::RingFrame::blocks).sum();
-        if closed < write_blocks_max {
+        if closed < write_blocks {
             self.close_frame();
         }
-        let Some((first, frames)) = self.gather_frames(write_blocks_max) else {
+        let Some((first, frames)) = self.gather_frames(write_blocks) else {
             return;
         };
         self.ring.mark_writing(frames);
@@ -186,7 +186,7 @@ impl<S: Storage> Engine<S> {
 
     /// The frames of the next log write: position of the first in the log, how many frames; their
     /// runs of ring memory are in `spans`. `None` if there is none or the log has no room.
-    fn gather_frames(&mut self, blocks_max: u32) -> Option<(u64, usize)> {
+    fn gather_frames(&mut self, enough_blocks: u32) -> Option<(u64, usize)> {
         let spans = &mut self.spans;
         spans.clear();
         let mut frames = 0;
@@ -202,7 +202,7 @@ impl<S: Storage> Engine<S> {
             let joins = first.is_none()
                 || (frame.place.distance == end
                     && frame.place.position != 0
-                    && blocks < blocks_max);
+                    && blocks < enough_blocks);
             if !joins {
                 break;
             }

@@ -41,14 +41,16 @@ pub struct EngineConfig {
     pub on_log_error: OnLogError,
     /// What happens while a backing fails.
     pub on_backing_error: OnBackingError,
-    /// Longest time that an answered write is not durable in the log, once it is written there.
+    /// Longest time between two syncs of the log while it lacks something durably: so long, and as long as
+    /// its last write and sync take, an answered write may not be durable. A log that cannot keep up
+    /// takes longer.
     pub commit_interval_ns: u64,
     /// How long a record waits for company before it is written to the log.
     pub log_delay_ns: u64,
     /// Bytes of waiting frames that are written to the log without waiting for more.
     pub log_batch_bytes: u32,
     /// A log write takes frames until it has so many bytes.
-    pub log_write_bytes_max: u32,
+    pub log_write_bytes: u32,
     /// Destage writes in flight.
     pub destage_depth: usize,
     /// Records older than this are destaged even when ring and log have room.
@@ -74,7 +76,7 @@ impl Default for EngineConfig {
             commit_interval_ns: 20 * MS,
             log_delay_ns: MS,
             log_batch_bytes: 128 << 10,
-            log_write_bytes_max: 4 << 20,
+            log_write_bytes: 4 << 20,
             destage_depth: 64,
             destage_age_ns: 2_000 * MS,
             backing_retry_ns: 100 * MS,

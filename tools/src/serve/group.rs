@@ -229,6 +229,13 @@ impl Pace {
         }
     }
 
+    /// At this moment, or later, the target has records up to `acked`; `appended` was the newest then.
+    fn vouch(&mut self, state: SinkState, acked: Lsn, appended: Lsn, seen_ns: u64) {
+        if state == SinkState::Streaming && acked >= appended {
+            self.had_all_ns = seen_ns;
+        }
+    }
+
     /// What the target lacks of the log after so many more seconds.
     pub fn count(&mut self, backlog: u64, seconds: u64) {
         let now = backlog.saturating_sub(self.backlog) / seconds;
@@ -589,9 +596,7 @@ impl Running {
             let connected = matches!(ship.state, SinkState::Streaming | SinkState::Pass);
             let interval = target.tuning.borrow().ship_interval;
             pace.look(connected, ship.acked, appended, interval, now);
-            if ship.state == SinkState::Streaming && ship.acked >= appended {
-                pace.had_all_ns = seen_ns;
-            }
+            pace.vouch(ship.state, ship.acked, appended, seen_ns);
             if ship.restorable_ns > 0 {
                 self.note_restorable(target);
             }
@@ -811,7 +816,7 @@ fn last_write_to(paths: &HashMap<u16, PathBuf>, disk: DiskIndex) -> LastWrite {
 
 #[cfg(test)]
 mod tests {
-    use super::{GapClock, KEEPS_UP_WITHIN, Pace, engine_config};
+    use super::{GapClock, KEEPS_UP_WITHIN, Pace, SinkState, engine_config};
     use crate::config::Config;
     use afterimage_format::ids::Lsn;
     use afterimage_proxy::engine::Ack;
@@ -832,6 +837,32 @@ mod tests {
             let config = Config::load(Some(&file)).expect("valid");
             assert_eq!(engine_config(&config.groups[0]).ack, wanted, "{line}");
         }
+    }
+
+    #[test]
+    fn a_target_is_known_to_have_all_only_while_it_takes_records() {
+        let mut pace = Pace::default();
+        let mut vouched = |state, acked, appended, now| {
+            pace.vouch(state, Lsn(acked), Lsn(appended), now);
+            pace.had_all_ns
+        };
+        assert_eq!(vouched(SinkState::Streaming, 4, 5, 10), 0, "it lacks one");
+        assert_eq!(vouched(SinkState::Streaming, 5, 5, 20), 20);
+        assert_eq!(
+            vouched(SinkState::Streaming, 5, 6, 30),
+            20,
+            "it lacks one again"
+        );
+        assert_eq!(
+            vouched(SinkState::Waiting, 6, 6, 40),
+            20,
+            "who knows what it has"
+        );
+        assert_eq!(
+            vouched(SinkState::Pass, 6, 6, 50),
+            20,
+            "its copy is not whole"
+        );
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn a_log_that_is_behind_is_synced_once_in_each_interval() {
     const TURN_NS: u64 = 100_000;
     let config = EngineConfig {
         commit_interval_ns: 10 * TURN_NS,
-        log_write_bytes_max: BLOCK as u32,
+        log_write_bytes: BLOCK as u32,
         ..EngineConfig::default()
     };
     let mut rig = rig(16384, config);
@@ -154,12 +154,11 @@ fn a_log_that_is_behind_is_synced_once_in_each_interval() {
     rig.drain();
 }
 
-/// The largest frames are a block longer than a power of two: two of them go together into a write that is
-/// meant for two.
+/// With their descriptors two of the largest frames are a bit longer than a write that is meant for two.
 #[test]
 fn a_log_write_takes_frames_until_it_is_large_enough() {
     let config = EngineConfig {
-        log_write_bytes_max: 63 * BLOCK as u32,
+        log_write_bytes: 63 * BLOCK as u32,
         ..EngineConfig::default()
     };
     // A quarter of the ring is the largest frame: 32 blocks with its descriptor.

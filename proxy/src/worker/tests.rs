@@ -253,13 +253,14 @@ fn after_quiesce_nothing_of_a_dead_client_takes_effect() {
     let rig = Rig::new();
     for round in 0..20 {
         let mut dead = rig.connect();
-        // More than the ring holds: some of it still waits for room when the client is gone.
-        for n in 0..24u64 {
-            dead.write(n, (4 + n) << 18, &pattern(round, 1 << 18));
-        }
         for n in 0..64u64 {
             dead.write(n, n * 4096, &pattern(round, 4096));
         }
+        // The disk takes a while for so much; until then the worker cannot let go of the client.
+        for n in 64..72u64 {
+            dead.write(n, n << 18, &pattern(round, 1 << 18));
+        }
+        dead.send(&request(FLUSH, 72, 0, 0));
         drop(dead);
         rig.runtime
             .block_on(rig.group.quiesce(DISK))

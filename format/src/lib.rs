@@ -16,6 +16,7 @@ pub mod frame;
 #[cfg(test)]
 mod golden;
 pub mod ids;
+pub mod layer;
 pub mod manifest;
 pub mod names;
 pub mod nbd;

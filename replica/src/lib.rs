@@ -11,6 +11,7 @@ pub mod group;
 pub mod history;
 pub mod image;
 pub mod index;
+pub mod layers;
 pub mod points;
 pub mod receive;
 pub mod repository;

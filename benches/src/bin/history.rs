@@ -76,7 +76,7 @@ async fn open(folder: &str) -> anyhow::Result<()> {
     let mut numbers = Numbers::new(2);
     let start = Instant::now();
     for _ in 0..READS {
-        image.pieces(DiskIndex(0), numbers.below(blocks), 1)?;
+        image.pieces(DiskIndex(0), numbers.below(blocks), 1).await?;
     }
     let lookup = start.elapsed();
     println!(

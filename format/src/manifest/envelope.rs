@@ -63,15 +63,15 @@ pub enum ObjectError {
 }
 
 /// A kind of object.
-pub(super) struct Kind {
-    pub(super) name: &'static str,
-    pub(super) magic: [u8; 8],
-    pub(super) version: u16,
-    pub(super) bytes_max: usize,
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: u16,
+    pub(crate) bytes_max: usize,
 }
 
 impl Kind {
-    pub(super) fn seal(&self, body: &[u8]) -> Vec<u8> {
+    pub(crate) fn seal(&self, body: &[u8]) -> Vec<u8> {
         let total = HEAD_BYTES + body.len() + CRC_BYTES;
         let mut out = Vec::with_capacity(total);
         let head = Head {
@@ -87,7 +87,7 @@ impl Kind {
     }
 
     /// The body of an object of this kind.
-    pub(super) fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], ObjectError> {
+    pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], ObjectError> {
         if !bytes.starts_with(&self.magic) {
             return Err(ObjectError::Magic(self.name));
         }
@@ -122,7 +122,7 @@ impl Kind {
         Ok(&content[HEAD_BYTES..])
     }
 
-    pub(super) fn body_error(&self, source: CursorError) -> ObjectError {
+    pub(crate) fn body_error(&self, source: CursorError) -> ObjectError {
         ObjectError::Body {
             kind: self.name,
             source,

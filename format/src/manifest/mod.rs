@@ -5,7 +5,7 @@
 //! (`docs/format.md`, "Repository objects"): magic 8, version 2, reserved 2, total length 4, body,
 //! CRC32C 4 over everything before it.
 
-mod envelope;
+pub(crate) mod envelope;
 mod manifest_v1;
 mod objects;
 

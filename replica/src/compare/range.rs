@@ -122,7 +122,7 @@ impl Reader<'_> {
         let mut next = blocks.start;
         while next < blocks.end {
             let left = (blocks.end - next).min(LOOKUP_BLOCKS);
-            let pieces = self.image.pieces(self.disk, next, left)?;
+            let pieces = self.image.pieces(self.disk, next, left).await?;
             for piece in pieces {
                 let end = piece.first_block + piece.block_count as u64;
                 if !matches!(piece.source, Source::Nothing | Source::Zero) {

@@ -8,6 +8,7 @@
 
 mod comparison;
 mod error;
+mod layers;
 mod read;
 mod status;
 
@@ -18,6 +19,7 @@ use afterimage_format::manifest::{Manifest, NameBinding};
 use futures::{StreamExt, stream};
 
 use crate::history::{History, Verdict};
+use crate::layers::SEAL_EXTENTS;
 use crate::repository::{Repository, RepositoryError, keys};
 
 pub use comparison::{Comparison, Place as ComparisonPlace};
@@ -37,6 +39,10 @@ pub struct Group {
     history: RwLock<History>,
     status: RwLock<Status>,
     comparison: Comparison,
+    /// Extents after which what came is sealed.
+    seal_extents: usize,
+    /// Held by whoever stores layers.
+    keeping_layers: tokio::sync::Mutex<()>,
 }
 
 impl Group {
@@ -45,6 +51,18 @@ impl Group {
     /// # Errors
     /// [`GroupError::Unknown`] if it has no manifest; else what cannot be read, with its key.
     pub async fn load(repository: &Repository, id: GroupId) -> Result<Self, GroupError> {
+        Self::load_sealing(repository, id, SEAL_EXTENTS).await
+    }
+
+    /// Loads a group that seals a layer after so many extents.
+    ///
+    /// # Errors
+    /// As [`Group::load`].
+    pub async fn load_sealing(
+        repository: &Repository,
+        id: GroupId,
+        seal_extents: usize,
+    ) -> Result<Self, GroupError> {
         let first = read_manifest(repository, id, keys::FIRST).await?;
         let first = first.ok_or_else(|| GroupError::Unknown {
             group: id.to_string(),
@@ -55,6 +73,8 @@ impl Group {
             history: RwLock::new(History::new(first)),
             status: RwLock::default(),
             comparison: Comparison::default(),
+            seal_extents,
+            keeping_layers: tokio::sync::Mutex::default(),
         };
         group.refresh().await?;
         Ok(group)
@@ -157,6 +177,9 @@ impl Group {
         for at in 0..epochs {
             let ended = self.history().epochs[at].ended;
             if !ended {
+                if self.history().epochs[at].segments.is_empty() {
+                    self.take_layers(at).await;
+                }
                 self.refresh_epoch(at).await?;
             }
             let epoch = &self.history().epochs[at];
@@ -222,6 +245,8 @@ impl Group {
             for warning in epoch.apply(&index, &events) {
                 tracing::warn!(group = %self.id, epoch = %number, %warning, "a stored pass is of no use");
             }
+            drop(history);
+            self.seal(at);
         }
         Ok(())
     }

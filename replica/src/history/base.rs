@@ -4,6 +4,7 @@ use afterimage_format::chain::RecordChain;
 use afterimage_format::checkpoint::{CheckpointKind, CheckpointTrigger};
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::{DiskIndex, Lsn};
+use afterimage_format::layer::PassProgress;
 use afterimage_format::segment::{PassEndBody, SegmentIndex};
 use afterimage_format::wire::ActivePass;
 
@@ -30,19 +31,10 @@ pub struct Checkpoint {
     pub changed_bytes: u64,
 }
 
-/// Blocks of a pass as they come.
 #[derive(Debug, Clone)]
-struct Progress {
-    next: (u16, u64),
-    blocks: u64,
-    chain: RecordChain,
-    lsn_max: Lsn,
-}
-
-#[derive(Debug, Clone)]
-enum State {
+pub(super) enum State {
     /// The pass is under way.
-    Active(Progress),
+    Active(PassProgress),
     /// The pass was complete at this record.
     Complete(Lsn),
     /// The pass ended without what it promised.
@@ -72,7 +64,7 @@ pub struct Base {
     /// Bytes that records wrote since the last checkpoint.
     pub(super) changed_bytes: u64,
     pub(super) index: Index,
-    state: State,
+    pub(super) state: State,
 }
 
 impl Base {
@@ -87,7 +79,7 @@ impl Base {
             last_wall_ns: begin_wall_ns,
             changed_bytes: 0,
             index: Index::default(),
-            state: State::Active(Progress {
+            state: State::Active(PassProgress {
                 next: (0, 0),
                 blocks: 0,
                 chain: RecordChain::BASE,

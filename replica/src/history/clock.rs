@@ -5,23 +5,11 @@
 //! between two segments of one boot, and with each epoch.
 
 use afterimage_format::ids::Lsn;
+pub use afterimage_format::layer::ClockEra;
 use afterimage_format::segment::ClockAnchor;
 
 /// A change of the clock by more than this is a jump. Slewing stays below it.
 pub(super) const JUMP_NS: u64 = 2_000_000_000;
-
-/// Records whose times can be compared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ClockEra {
-    /// First record.
-    pub first_lsn: Lsn,
-    /// Last record so far.
-    pub last_lsn: Lsn,
-    /// Time of the first record, nanoseconds since 1970.
-    pub first_ns: u64,
-    /// Highest time of a record so far.
-    pub last_ns: u64,
-}
 
 /// The eras of an epoch.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +26,16 @@ impl Clock {
             before.boot_id == anchor.boot_id
                 && offset(anchor).abs_diff(offset(before)) > JUMP_NS.into()
         })
+    }
+
+    /// The anchor of the last segment.
+    pub(super) const fn last_anchor(&self) -> Option<ClockAnchor> {
+        self.anchor
+    }
+
+    /// The last segment had this anchor.
+    pub(super) const fn set_anchor(&mut self, anchor: Option<ClockAnchor>) {
+        self.anchor = anchor;
     }
 
     /// One more record.

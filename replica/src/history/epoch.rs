@@ -1,8 +1,11 @@
 //! One epoch: the segments under its keys, in order.
 
+use std::sync::Arc;
+
 use afterimage_format::chain::RecordChain;
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
 use afterimage_format::ids::{BLOCK_SIZE, Epoch as EpochNumber, LogId, Lsn};
+pub use afterimage_format::layer::SegmentEntry;
 use afterimage_format::manifest::{DiskEntry, EpochEntry};
 use afterimage_format::op::Op;
 use afterimage_format::segment::{SegmentIndex, SegmentKind};
@@ -12,30 +15,8 @@ use super::base::{Base, Checkpoint};
 use super::clock::{Clock, ClockEra};
 use super::error::{Refusal, Warning};
 use super::events::{Event, Events};
+use super::sealing::{Layer, Mark, Sealed};
 use crate::index::SegmentOrdinal;
-
-/// What is kept of a segment after its index went into the base's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SegmentEntry {
-    /// Its key within the epoch.
-    pub sequence: u64,
-    /// Log or pass.
-    pub kind: SegmentKind,
-    /// Header's first LSN.
-    pub first_lsn: Lsn,
-    /// Header's last LSN.
-    pub last_lsn: Lsn,
-    /// Header's chain after the last record.
-    pub chain_after: RecordChain,
-    /// Footer's hash of the index: whoever reads the segment later expects this one.
-    pub index_hash: [u8; 32],
-    /// Length of the object.
-    pub stored_bytes: u64,
-    /// Log: lowest clock of a record, nanoseconds since 1970. Pass: 0.
-    pub wall_min_ns: u64,
-    /// Verify records are in it.
-    pub has_verify: bool,
-}
 
 /// What is to be done with a segment that is not refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,7 +56,13 @@ pub struct Epoch {
     /// Whether a terminator stands behind the last segment.
     pub ended: bool,
     next_sequence: u64,
-    clock: Clock,
+    pub(super) clock: Clock,
+    /// Where the last seal was.
+    pub(super) mark: Mark,
+    /// Sealed and not stored yet, oldest first.
+    pub(super) sealed: Vec<Arc<Sealed>>,
+    /// Stored layers, oldest first.
+    pub(super) layers: Vec<Layer>,
 }
 
 impl Epoch {
@@ -91,6 +78,9 @@ impl Epoch {
             ended: false,
             next_sequence: entry.first_seq,
             clock: Clock::default(),
+            mark: Mark::default(),
+            sealed: Vec::new(),
+            layers: Vec::new(),
         }
     }
 
@@ -98,6 +88,10 @@ impl Epoch {
     #[must_use]
     pub const fn next_sequence(&self) -> u64 {
         self.next_sequence
+    }
+
+    pub(super) const fn set_next_sequence(&mut self, sequence: u64) {
+        self.next_sequence = sequence;
     }
 
     /// The segment of this key.
@@ -308,7 +302,10 @@ impl Epoch {
                         changed_bytes: std::mem::take(&mut base.changed_bytes),
                     });
                 }
-                (Op::CheckpointConfirm, Some(Event::Confirm(body))) => self.confirm(body),
+                (Op::CheckpointConfirm, Some(Event::Confirm(body))) => {
+                    self.mark.confirms.push(body.clone());
+                    self.confirm(body);
+                }
                 _ => {}
             }
         }
@@ -319,7 +316,7 @@ impl Epoch {
     }
 
     /// Keeps what became of a checkpoint: the first word about it, whichever base it stands in.
-    fn confirm(&mut self, body: &CheckpointConfirmBody) {
+    pub(super) fn confirm(&mut self, body: &CheckpointConfirmBody) {
         for base in self.bases.iter_mut().rev() {
             let found = base
                 .checkpoints

@@ -5,8 +5,11 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use afterimage_format::ids::{BLOCK_SIZE, Epoch, GroupId};
+use afterimage_format::layer::Extent;
 use afterimage_format::segment::{ChunkInfo, SegmentIndex};
 use bytes::Bytes;
+
+use crate::index::LayerRange;
 
 /// A segment of a repository.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -14,6 +17,16 @@ pub(super) struct SegmentId {
     pub(super) group: GroupId,
     pub(super) epoch: Epoch,
     pub(super) sequence: u64,
+}
+
+/// A page of a layer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(super) struct PageId {
+    pub(super) group: GroupId,
+    pub(super) epoch: Epoch,
+    pub(super) layer: LayerRange,
+    pub(super) file: u32,
+    pub(super) offset: u32,
 }
 
 /// Where a segment's chunks are, and which blocks of its payload each holds.
@@ -60,15 +73,18 @@ impl ChunkTable {
 pub struct ChunkCache {
     chunks: Mutex<Lru<(SegmentId, u32), Bytes>>,
     tables: Mutex<Lru<SegmentId, Arc<ChunkTable>>>,
+    pages: Mutex<Lru<PageId, Arc<[Extent]>>>,
 }
 
 impl ChunkCache {
-    /// A cache of at most this many bytes of raw data; a sixteenth more for tables.
+    /// A cache of at most this many bytes of raw data; a sixteenth more for tables, and a quarter for
+    /// pages of layers.
     #[must_use]
     pub fn new(bytes_max: usize) -> Self {
         Self {
             chunks: Mutex::new(Lru::new(bytes_max)),
             tables: Mutex::new(Lru::new(bytes_max / 16)),
+            pages: Mutex::new(Lru::new(bytes_max / 4)),
         }
     }
 
@@ -107,6 +123,23 @@ impl ChunkCache {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .put(segment, table, size);
+    }
+}
+
+impl ChunkCache {
+    pub(super) fn page(&self, page: PageId) -> Option<Arc<[Extent]>> {
+        self.pages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&page)
+    }
+
+    pub(super) fn put_page(&self, page: PageId, extents: Arc<[Extent]>) {
+        let size = size_of_val(&*extents) + 128;
+        self.pages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(page, extents, size);
     }
 }
 

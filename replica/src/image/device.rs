@@ -30,7 +30,7 @@ impl ImageDevice {
     }
 
     /// Extents from `offset` on; adjacent ones differ.
-    fn extents(
+    async fn extents(
         &self,
         offset: u64,
         len: u64,
@@ -44,9 +44,8 @@ impl ImageDevice {
             if at >= end {
                 break;
             }
-            let pieces =
-                self.image
-                    .pieces(self.disk, at / block, end.div_ceil(block) - at / block)?;
+            let blocks = end.div_ceil(block) - at / block;
+            let pieces = self.image.pieces(self.disk, at / block, blocks).await?;
             for piece in pieces {
                 let stop = end.min((piece.first_block + piece.block_count as u64) * block);
                 if stop <= at {
@@ -98,7 +97,9 @@ impl Device for ImageDevice {
         len: u64,
         extents_max: u32,
     ) -> BoxFuture<'_, Result<Vec<Extent>, RequestError>> {
-        let extents = self.extents(offset, len, extents_max.max(1) as usize);
-        Box::pin(async move { extents.map_err(|error| self.failed(&error)) })
+        Box::pin(async move {
+            let extents = self.extents(offset, len, extents_max.max(1) as usize).await;
+            extents.map_err(|error| self.failed(&error))
+        })
     }
 }

@@ -4,6 +4,7 @@ use afterimage_format::segment::SegmentError;
 
 use crate::group::GroupError;
 use crate::history::Position;
+use crate::layers::LayerError;
 
 /// Why an image cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,9 @@ pub enum ImageError {
         /// What is wrong.
         source: SegmentError,
     },
+    /// The index cannot be read.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A segment cannot be read.
     #[error(transparent)]
     Group(#[from] GroupError),

@@ -1,6 +1,6 @@
 //! A group's disks as they were at one point, read straight from the segments.
 //!
-//! Opening one reads no data: it is a copy of a list of index runs. What always holds: an image
+//! Opening one reads nothing: it is a copy of a list of index runs. What always holds: an image
 //! shows exactly the records up to its LSN over its base, whatever is received meanwhile; every
 //! byte handed out comes from a chunk whose checksum was checked, out of a segment whose index is
 //! the very one that the history was built from. Memory is bounded by the [`ChunkCache`] and a few
@@ -9,6 +9,7 @@
 mod cache;
 mod device;
 mod error;
+mod pages;
 mod read;
 
 #[cfg(test)]
@@ -29,6 +30,9 @@ pub use error::ImageError;
 
 /// Most blocks that one lookup covers.
 pub const LOOKUP_BLOCKS_MAX: usize = 8192;
+
+/// Most pages of layers that one lookup reads, if it covers more than a block: 4 MiB of memory.
+const PAGES_MAX: usize = 512;
 
 /// A group's disks at one point.
 #[derive(Debug, Clone)]
@@ -118,12 +122,13 @@ impl Image {
     }
 
     /// What is where, from `first_block` on, for at most [`LOOKUP_BLOCKS_MAX`] blocks, and not
-    /// beyond the disk's last block. More blocks than that come at once where all of them read as
-    /// zero. Reads no data.
+    /// beyond the disk's last block: the pieces may end before all that was asked for. More blocks
+    /// than that come at once where all of them read as zero. Reads no data, and of the index what
+    /// is not in memory.
     ///
     /// # Errors
-    /// No such disk.
-    pub fn pieces(
+    /// No such disk, or a layer cannot be read.
+    pub async fn pieces(
         &self,
         disk: DiskIndex,
         first_block: u64,
@@ -133,9 +138,10 @@ impl Image {
         let left = blocks.saturating_sub(first_block);
         let count = block_count.min(left);
         if count > LOOKUP_BLOCKS_MAX as u64 {
-            let until = self
-                .snapshot
-                .zero_until(disk, first_block, first_block + count);
+            let end = first_block + count;
+            let wanted = self.snapshot.first_data_pages(disk, first_block, end);
+            let pages = self.pages(&wanted).await?;
+            let until = self.snapshot.zero_until(disk, first_block, end, &pages);
             if until - first_block > LOOKUP_BLOCKS_MAX as u64 {
                 return Ok(vec![Piece {
                     first_block,
@@ -144,10 +150,17 @@ impl Image {
                 }]);
             }
         }
-        let count = count.min(LOOKUP_BLOCKS_MAX as u64);
+        let mut count = count.min(LOOKUP_BLOCKS_MAX as u64) as usize;
+        let mut wanted = self.snapshot.pages(disk, first_block, count, self.at.lsn);
+        // Blocks that were written very often have many.
+        while wanted.len() > PAGES_MAX && count > 1 {
+            count = count.div_ceil(2);
+            wanted = self.snapshot.pages(disk, first_block, count, self.at.lsn);
+        }
+        let pages = self.pages(&wanted).await?;
         Ok(self
             .snapshot
-            .lookup(disk, first_block, count as usize, self.at.lsn))
+            .lookup(disk, first_block, count, self.at.lsn, &pages))
     }
 
     const fn epoch(&self) -> Epoch {

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
 use super::cache::{ChunkTable, SegmentId};
-use super::{Image, ImageError, LOOKUP_BLOCKS_MAX};
+use super::{Image, ImageError};
 use crate::group::{GroupError, read_index_checked};
 use crate::index::{Piece, SegmentOrdinal, Source};
 use crate::repository::keys;
 
 /// Chunks of one read that are fetched at a time.
-const FETCHES_MAX: usize = 8;
+pub(super) const FETCHES_MAX: usize = 8;
 
 /// Bytes of the read buffer that come out of one chunk.
 struct Part {
@@ -48,11 +48,11 @@ impl Image {
         let block = BLOCK_SIZE as u64;
         let mut at = offset;
         while at < end {
-            let window_end = (at / block + LOOKUP_BLOCKS_MAX as u64) * block;
-            let stop = end.min(window_end);
+            let blocks = end.div_ceil(block) - at / block;
+            let pieces = self.pieces(disk, at / block, blocks).await?;
+            let found: u64 = pieces.iter().map(|piece| piece.block_count as u64).sum();
+            let stop = end.min((at / block + found) * block);
             let part = &mut buffer[(at - offset) as usize..(stop - offset) as usize];
-            let blocks = stop.div_ceil(block) - at / block;
-            let pieces = self.pieces(disk, at / block, blocks)?;
             self.fill(&pieces, at, part).await?;
             at = stop;
         }

@@ -15,6 +15,7 @@ use crate::history::Position;
 use crate::receive::{Receiver, Session};
 use crate::repository::Repository;
 use crate::testing::primary::{BLOCKS, Content, DISK_BYTES, DISKS, Primary, block_of};
+use crate::verify::verify;
 
 /// One step of a random history.
 #[derive(Clone, Debug)]
@@ -223,10 +224,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_point_is_exact_or_absent(steps in prop::collection::vec(step(), 1..120)) {
+    fn every_point_is_exact_or_absent(
+        steps in prop::collection::vec(step(), 1..120),
+        seal_extents in prop_oneof![Just(usize::MAX), 1..4usize, 4..40usize],
+        cache_bytes in prop_oneof![Just(0usize), Just(1 << 20)],
+    ) {
         let repository = Repository::in_memory();
-        let receiver = Receiver::new(repository.clone());
-        let cache = Arc::new(ChunkCache::new(1 << 20));
+        let receiver = Receiver::new(repository.clone()).sealing(seal_extents);
+        let cache = Arc::new(ChunkCache::new(cache_bytes));
         let mut run = Run::new(&receiver);
         for step in steps {
             run.step(step);
@@ -243,6 +248,11 @@ proptest! {
         let points = compare(&group, &run, &cache);
         prop_assert!(points > 0);
         prop_assert!(cache.bytes() <= 1 << 20);
+        // And from what layers say, as far as they reach.
+        let loaded = block_on(Group::load(&repository, run.primary.group)).expect("a group");
+        prop_assert_eq!(compare(&Arc::new(loaded), &run, &cache), points);
+        let report = block_on(verify(&repository, &run.primary.name, |_| {})).expect("a report");
+        prop_assert_eq!(report.problems, []);
     }
 }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use afterimage_format::ids::{DiskIndex, Lsn};
+use afterimage_format::layer::Extent;
 
 use super::SegmentOrdinal;
-use super::extent::Extent;
 use super::run::Run;
 
 /// Where the content of some blocks comes from.
@@ -37,17 +37,19 @@ pub struct Piece {
 
 #[derive(Clone, Copy)]
 struct Version {
-    lsn: u64,
+    lsn: Lsn,
     source: Source,
 }
 
 const UNWRITTEN: Version = Version {
-    lsn: 0,
+    lsn: Lsn::ZERO,
     source: Source::Nothing,
 };
 
+/// Out of runs in memory and pages of stored ones.
 pub(super) fn lookup(
     runs: &[Arc<Run>],
+    pages: &[Arc<[Extent]>],
     disk: DiskIndex,
     first_block: u64,
     block_count: usize,
@@ -56,19 +58,28 @@ pub(super) fn lookup(
     let mut versions = vec![UNWRITTEN; block_count];
     let end_block = first_block + block_count as u64;
     for run in runs.iter().filter(|run| run.lsn_first() <= at.0) {
-        for (level, extents) in run.levels_of(disk.0) {
+        for (level, extents) in run.levels_of(disk) {
             let start = first_block >> level << level;
-            newest_each(extents, start, end_block, at.0, |extent| {
-                overlay(&mut versions, first_block, extent, level);
+            newest_each(extents, start, end_block, at, |extent| {
+                overlay(&mut versions, first_block, extent);
             });
         }
+    }
+    for extents in pages {
+        let Some(level) = extents.first().map(|extent| extent.level) else {
+            continue;
+        };
+        let start = first_block >> level << level;
+        newest_each(extents, start, end_block, at, |extent| {
+            overlay(&mut versions, first_block, extent);
+        });
     }
     join(first_block, &versions)
 }
 
 /// Of each aligned range from `start` to below `end`: the newest extent not newer than `at`.
 /// Skips over the other versions by searching, so that a hot block costs no more than a cold one.
-fn newest_each(extents: &[Extent], start: u64, end: u64, at: u64, mut each: impl FnMut(&Extent)) {
+fn newest_each(extents: &[Extent], start: u64, end: u64, at: Lsn, mut each: impl FnMut(&Extent)) {
     let mut rest = &extents[extents.partition_point(|extent| extent.block < start)..];
     while let Some(first) = rest.first()
         && first.block < end
@@ -94,9 +105,9 @@ fn gallop(extents: &[Extent], holds: impl Fn(&Extent) -> bool) -> usize {
     lower + extents[lower..upper].partition_point(holds)
 }
 
-fn overlay(versions: &mut [Version], first_block: u64, extent: &Extent, level: u8) {
+fn overlay(versions: &mut [Version], first_block: u64, extent: &Extent) {
     let from = extent.block.max(first_block);
-    let to = (extent.block + (1 << level)).min(first_block + versions.len() as u64);
+    let to = extent.end().min(first_block + versions.len() as u64);
     for block in from..to {
         let version = &mut versions[(block - first_block) as usize];
         if extent.lsn < version.lsn {

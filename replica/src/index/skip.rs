@@ -4,19 +4,34 @@
 
 use std::sync::Arc;
 
-use super::extent::Extent;
-use super::run::Run;
 use afterimage_format::ids::DiskIndex;
+use afterimage_format::layer::Extent;
+
+use super::run::Run;
 
 /// Extents without data that one call passes over in each list, at most.
 const PASSED_MAX: usize = 1024;
 
 /// A block in `from..=to`: all blocks from `from` up to it read as zero at every LSN, and it is
-/// `to` or may hold data.
-pub(super) fn zero_until(runs: &[Arc<Run>], disk: DiskIndex, from: u64, to: u64) -> u64 {
-    let lists = runs.iter().flat_map(|run| run.levels_of(disk.0));
-    lists.fold(to, |until, (level, extents)| {
+/// `to` or may hold data. Of stored runs, `pages` are the first with data in reach.
+pub(super) fn zero_until(
+    runs: &[Arc<Run>],
+    pages: &[Arc<[Extent]>],
+    disk: DiskIndex,
+    from: u64,
+    to: u64,
+) -> u64 {
+    let lists = runs.iter().flat_map(|run| run.levels_of(disk));
+    let until = lists.fold(to, |until, (level, extents)| {
         until.min(first_data(extents, level, from, until))
+    });
+    pages.iter().fold(until, |until, extents| {
+        let Some(last) = extents.last() else {
+            return until;
+        };
+        // What follows the page may begin with another version of its last extent.
+        let behind = last.block.max(from);
+        until.min(first_data(extents, last.level, from, until).min(behind))
     })
 }
 
@@ -36,21 +51,22 @@ fn first_data(extents: &[Extent], level: u8, from: u64, to: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use afterimage_format::ids::Lsn;
 
     fn extent(block: u64, level: u8, lsn: u64, has_data: bool) -> Extent {
         Extent {
             block,
-            lsn,
+            lsn: Lsn(lsn),
             segment: 0,
             position: 0,
-            disk: 1,
+            disk: DiskIndex(1),
             level,
             has_data,
         }
     }
 
     fn until(runs: &[Arc<Run>], from: u64) -> u64 {
-        zero_until(runs, DiskIndex(1), from, 1 << 32)
+        zero_until(runs, &[], DiskIndex(1), from, 1 << 32)
     }
 
     #[test]
@@ -73,8 +89,12 @@ mod tests {
         ] {
             assert_eq!(until(&runs, from), wanted, "{from}");
         }
-        assert_eq!(zero_until(&runs, DiskIndex(0), 5, 9), 9, "another disk");
-        assert_eq!(zero_until(&runs, DiskIndex(1), 5, 9), 9);
+        assert_eq!(
+            zero_until(&runs, &[], DiskIndex(0), 5, 9),
+            9,
+            "another disk"
+        );
+        assert_eq!(zero_until(&runs, &[], DiskIndex(1), 5, 9), 9);
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Receiver {
                 return Err(self.renamed(hello).await?);
             }
             self.check_identity(hello, san).await?;
-            return Ok(Group::load(&self.repository, hello.group).await?);
+            return Ok(self.load(hello.group).await?);
         }
         if hello.acked.lsn > Lsn::ZERO && !self.accepts_loss {
             return Err(IngestError::Lost {
@@ -173,7 +173,7 @@ impl Receiver {
         self.repository
             .create(&key, manifest.encode().into())
             .await?;
-        Ok(Group::load(&self.repository, hello.group).await?)
+        Ok(self.load(hello.group).await?)
     }
 }
 

@@ -32,6 +32,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use tokio::sync::watch;
 
 use crate::group::{Group, GroupError};
+use crate::layers::SEAL_EXTENTS;
 use crate::repository::Repository;
 
 pub use direct::DirectSink;
@@ -51,6 +52,8 @@ pub struct Receiver {
     repository: Repository,
     /// Groups that were stored here and are not found begin anew.
     accepts_loss: bool,
+    /// Extents after which a group's index is stored as a layer.
+    seal_extents: usize,
     slots: Arc<Mutex<HashMap<GroupId, Arc<Slot>>>>,
 }
 
@@ -87,6 +90,7 @@ impl Receiver {
         Self {
             repository,
             accepts_loss: false,
+            seal_extents: SEAL_EXTENTS,
             slots: Arc::default(),
         }
     }
@@ -97,6 +101,15 @@ impl Receiver {
     pub fn accepting_loss(self, accepts_loss: bool) -> Self {
         Self {
             accepts_loss,
+            ..self
+        }
+    }
+
+    /// Stores a layer after so many extents instead of [`SEAL_EXTENTS`].
+    #[must_use]
+    pub fn sealing(self, seal_extents: usize) -> Self {
+        Self {
+            seal_extents,
             ..self
         }
     }
@@ -118,7 +131,7 @@ impl Receiver {
         if let Some(group) = &*turn {
             return Ok(group.clone());
         }
-        let group = Arc::new(Group::load(&self.repository, id).await?);
+        let group = Arc::new(self.load(id).await?);
         *turn = Some(group.clone());
         Ok(group)
     }
@@ -134,6 +147,10 @@ impl Receiver {
         })?;
         let group = self.group(binding.group).await;
         group.map_err(|error| error.of_bound(name))
+    }
+
+    async fn load(&self, id: GroupId) -> Result<Group, GroupError> {
+        Group::load_sealing(&self.repository, id, self.seal_extents).await
     }
 
     fn slot(&self, id: GroupId) -> Arc<Slot> {

@@ -9,6 +9,7 @@ use afterimage_format::manifest::is_terminator;
 use afterimage_format::segment::{self, SegmentError, SegmentIndex, SegmentKind};
 use afterimage_format::wire::{Ack, Resume};
 use bytes::Bytes;
+use tokio::runtime::Handle;
 
 use super::Slot;
 use super::error::IngestError;
@@ -246,6 +247,7 @@ impl Session {
                 None => Vec::new(),
             }
         };
+        self.keep_layers().await;
         self.group.comparison().tell();
         let newest_ns = match index.header.kind {
             SegmentKind::Log => index.entries.last().map_or(0, |entry| entry.record.wall_ns),
@@ -266,6 +268,20 @@ impl Session {
             tracing::error!(group = %self.group.id(), %warning, "pass dropped");
         }
         Ok(())
+    }
+
+    /// The index goes into layers, beside the intake where there is a runtime for it.
+    async fn keep_layers(&self) {
+        if !self.group.seal_newest() {
+            return;
+        }
+        match Handle::try_current() {
+            Ok(runtime) => {
+                let group = Arc::clone(&self.group);
+                runtime.spawn(async move { group.keep_layers().await });
+            }
+            Err(_) => self.group.keep_layers().await,
+        }
     }
 
     /// The segment ends in the middle of one that is here: is it the same up to there?

@@ -7,6 +7,9 @@
 //! groups/UUID/manifests/00000000000000000001  numbered manifests
 //! groups/UUID/segments/0000000001/00000000000000000001
 //!                                             epoch / dense sequence: segment or terminator
+//! groups/UUID/layers/0000000001/FIRST-LAST    head of the layer of these segments
+//! groups/UUID/layers/0000000001/FIRST-LAST.0000000000
+//!                                             its files of pages
 //! groups/UUID/checks/00000000000000000001     results of checks
 //! groups/UUID/comparisons/00000000000000000001
 //!                                             results of comparisons with the primary's disks
@@ -17,6 +20,7 @@ use afterimage_format::ids::{Epoch, GroupId};
 use afterimage_format::names::{self, NameError};
 
 use super::RepositoryError;
+use crate::index::LayerRange;
 
 /// Marker of a repository: version of the key scheme.
 pub const MARKER: &str = "afterimage-repository";
@@ -58,6 +62,25 @@ pub fn manifest(group: GroupId, number: u64) -> String {
 #[must_use]
 pub fn segment(group: GroupId, epoch: Epoch, sequence: u64) -> String {
     format!("{GROUPS}/{group}/segments/{:010}/{sequence:020}", epoch.0)
+}
+
+/// Folder of the layers of an epoch.
+#[must_use]
+pub fn layers(group: GroupId, epoch: Epoch) -> String {
+    format!("{GROUPS}/{group}/layers/{:010}", epoch.0)
+}
+
+/// Key of the head of the layer that covers these segments.
+#[must_use]
+pub fn layer(group: GroupId, epoch: Epoch, range: LayerRange) -> String {
+    let LayerRange { first, last } = range;
+    format!("{}/{first:020}-{last:020}", layers(group, epoch))
+}
+
+/// Key of a file of pages of that layer.
+#[must_use]
+pub fn layer_file(group: GroupId, epoch: Epoch, range: LayerRange, number: u32) -> String {
+    format!("{}.{number:010}", layer(group, epoch, range))
 }
 
 /// Key for content that was refused because its identity is taken by other content.

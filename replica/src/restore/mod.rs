@@ -165,7 +165,7 @@ async fn copy(
     let base = state.bytes_done;
     let mut start = 0;
     while start < size {
-        let (ranges, end) = data_ranges(image, disk, start, size)?;
+        let (ranges, end) = data_ranges(image, disk, start, size).await?;
         let mut reads = stream::iter(ranges)
             .map(|(offset, len)| async move {
                 let mut buffer = vec![0; len];
@@ -192,7 +192,7 @@ async fn copy(
 
 /// Ranges of one lookup that hold data, joined and cut to what is read at a time, and the byte at
 /// which it ends.
-fn data_ranges(
+async fn data_ranges(
     image: &Image,
     disk: DiskIndex,
     start: u64,
@@ -201,7 +201,8 @@ fn data_ranges(
     let block = BLOCK_SIZE as u64;
     let mut ranges: Vec<(u64, usize)> = Vec::new();
     let mut end = size;
-    for piece in image.pieces(disk, start / block, size.div_ceil(block) - start / block)? {
+    let blocks = size.div_ceil(block) - start / block;
+    for piece in image.pieces(disk, start / block, blocks).await? {
         end = size.min((piece.first_block + piece.block_count as u64) * block);
         if !matches!(piece.source, Source::Data { .. }) {
             continue;

@@ -5,6 +5,7 @@
 //! is wrong. It changes nothing; what it came to can be [`kept`].
 
 pub mod kept;
+mod layers;
 mod problem;
 
 #[cfg(test)]
@@ -21,6 +22,7 @@ use crate::history::{History, Verdict};
 use crate::receive::{IngestError, Verified};
 use crate::repository::{Repository, RepositoryError, keys};
 
+use layers::Layers;
 pub use problem::{Problem, damage_offset};
 
 /// How far a check is.
@@ -222,6 +224,7 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
         entry: &EpochEntry,
         is_last: bool,
     ) -> Result<(), GroupError> {
+        let mut layers = Layers::list(self.repository, id, entry.epoch).await?;
         let first = keys::segment(id, entry.epoch, entry.first_seq);
         let folder = first.rsplit_once('/').map_or("", |(folder, _)| folder);
         let listed = self.numbers(folder).await?;
@@ -245,7 +248,11 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
                 continue;
             }
             in_step &= self.segment(&key, bytes, &mut history.epochs[at], sequence, in_step);
+            if in_step {
+                layers.after(&mut history.epochs[at], sequence, id);
+            }
         }
+        self.layers(id, entry.epoch, &layers, in_step).await?;
         if !ended && !is_last {
             self.problems
                 .push(Problem::missing(&keys::segment(id, entry.epoch, last + 1)));

@@ -3,8 +3,10 @@
 use afterimage_format::segment::{FOOTER_BYTES, Footer, SegmentError, SegmentHeader, SegmentIndex};
 
 use crate::group::GroupError;
+use crate::layers::LayerError;
 
 const RESTORE_IT: &str = "put the object back from a copy of the repository; until then points that need it cannot be restored";
+const REMAKE_IT: &str = "nothing is lost: remove the folder of the layers while nobody uses the repository, and they are made anew from the segments";
 const REMOVE_IT: &str = "nothing refers to it; look at where it came from before removing it";
 
 /// One thing that is wrong.
@@ -69,6 +71,32 @@ impl Problem {
         let mut problem = Self::other(key, &what);
         problem.offset = Some(0);
         problem
+    }
+
+    /// A layer that cannot be used.
+    pub(super) fn layer(key: &str, offset: Option<u64>, what: &str) -> Self {
+        Self {
+            key: key.to_owned(),
+            offset,
+            what: what.to_owned(),
+            advice: REMAKE_IT.to_owned(),
+        }
+    }
+
+    /// The layer with this head cannot be read.
+    pub(super) fn of_layer(head: &str, error: &LayerError) -> Self {
+        match error {
+            LayerError::Head { key, source } => Self::layer(key, Some(0), &source.to_string()),
+            LayerError::Page {
+                key,
+                offset,
+                source,
+            } => Self::layer(key, Some(*offset), &source.to_string()),
+            LayerError::Elsewhere { key } | LayerError::Taken { key } => {
+                Self::layer(key, Some(0), "holds the layer of other segments")
+            }
+            LayerError::Repository(error) => Self::layer(head, None, &error.to_string()),
+        }
     }
 
     /// A damaged segment: the offset of the part that does not match its checksum.

@@ -8,7 +8,8 @@ use afterimage_format::claim::Claim;
 use afterimage_format::epoch::EpochBody;
 use afterimage_format::frame::decode::encode_descriptor;
 use afterimage_format::frame::{Descriptor, RingDescriptor};
-use afterimage_format::ids::BLOCK_SIZE;
+use afterimage_format::ids::{BLOCK_SIZE, DiskIndex, Lsn};
+use afterimage_format::layer::{LayerHead, PageEntry, PagePlace, decode_page, encode_page};
 use afterimage_format::manifest::{
     CheckResult, ComparisonResult, Manifest, NameBinding, RepositoryIdentity, Terminator,
 };
@@ -266,6 +267,53 @@ fn check_manifest(data: &[u8]) {
         if let Some(end) = bytes.len().checked_sub(4) {
             seal(&mut bytes, end);
         }
+    }
+}
+
+pub(crate) fn layer(data: &[u8]) {
+    within(MEMORY + MEMORY_FACTOR * data.len(), || check_layer(data));
+}
+
+fn check_layer(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    for _ in 0..2 {
+        if let Ok(head) = LayerHead::decode(&bytes) {
+            assert!(head.encode() == bytes, "not canonical");
+        }
+        if let Some(end) = bytes.len().checked_sub(4) {
+            seal(&mut bytes, end);
+        }
+    }
+    check_page(data);
+}
+
+/// What a page holds that the head announces with the first bytes.
+fn check_page(data: &[u8]) {
+    let Some((about, stored)) = data.split_first_chunk::<32>() else {
+        return;
+    };
+    let word = |at: usize| u64::from_le_bytes(about[at..at + 8].try_into().expect("eight bytes"));
+    let page = PageEntry {
+        disk: DiskIndex(u16::from(about[0])),
+        level: about[1],
+        has_data: about[2] & 1 == 1,
+        extents: u16::from_le_bytes([about[3], about[4] & 1]),
+        first_block: word(8),
+        first_lsn: Lsn(word(16)),
+        last_block: word(24),
+        place: PagePlace {
+            file: 0,
+            offset: 0,
+            stored_len: stored.len() as u32,
+            crc: crc32c(stored),
+        },
+    };
+    if let Ok(extents) = decode_page(&page, stored) {
+        let mut file = Vec::new();
+        let again = encode_page(&extents, 0, &mut file).expect("it was a page");
+        assert_eq!(decode_page(&again, &file), Ok(extents));
+        let place = page.place;
+        assert_eq!(PageEntry { place, ..again }, page);
     }
 }
 

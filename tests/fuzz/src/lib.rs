@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     target("claim", decoders::claim),
     target("segment", decoders::segment),
     target("manifest", decoders::manifest),
+    target("layer", decoders::layer),
     target("wire", decoders::wire),
     target("nbd", decoders::nbd),
     target("bodies", decoders::bodies),

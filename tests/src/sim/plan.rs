@@ -115,6 +115,8 @@ pub struct Plan {
     pub store_delay_ms: u64,
     /// What is damaged at the end.
     pub damage: Damage,
+    /// The replica stores a layer after so many extents.
+    pub seal_extents: usize,
 }
 
 impl Plan {
@@ -173,6 +175,7 @@ impl Plan {
             } else {
                 0
             },
+            seal_extents: usize::MAX,
             damage: match rng.below(20) {
                 0 => Damage::Log,
                 1 => Damage::Ring,
@@ -205,6 +208,13 @@ impl Plan {
         }
         plan.incidents.sort_by_key(|(at, _)| *at);
         plan
+    }
+
+    /// In some runs the replica stores its index all the time.
+    pub fn draw_layers(&mut self, rng: &mut SimRng) {
+        if rng.chance(3000) {
+            self.seal_extents = 1 + rng.below(12) as usize;
+        }
     }
 
     /// In some runs the target stays away until everything is over, while the clients write on.

@@ -181,6 +181,7 @@ impl Run {
         let mut rng = SimRng::new(seed ^ 0x5eed);
         let mut plan = Plan::draw(&mut rng);
         plan.draw_outage(&mut SimRng::new(seed ^ 0x0a7e));
+        plan.draw_layers(&mut SimRng::new(seed ^ 0x1a7e));
         trace::note(&[1, seed], || format!("{plan:?}"));
         let host = Host::new(rng.next_u64(), plan.geometry.clone());
         let times = RemoteTimes {
@@ -194,7 +195,7 @@ impl Run {
         let sizes = plan.geometry.disks.clone();
         let durable = plan.geometry.config.ack == afterimage_proxy::engine::Ack::Durable;
         let clients = Clients::new(&mut rng, &sizes, plan.requests, durable);
-        let mut site = Site::new(plan.way, shelf, net);
+        let mut site = Site::new(plan.way, shelf, net, plan.seal_extents);
         if plan.way == Way::Remote {
             site.start();
         }

@@ -42,6 +42,8 @@ pub struct Site {
     /// The way to it.
     pub net: Net,
     way: Way,
+    /// Extents after which a layer is stored.
+    seal_extents: usize,
     clock_ns: Arc<AtomicU64>,
     process: Option<Process>,
     /// Points seen: by epoch and first record of a range, its last.
@@ -58,11 +60,12 @@ struct Process {
 impl Site {
     /// An empty replica.
     #[must_use]
-    pub fn new(way: Way, shelf: Shelf, net: Net) -> Self {
+    pub fn new(way: Way, shelf: Shelf, net: Net, seal_extents: usize) -> Self {
         Self {
             shelf,
             net,
             way,
+            seal_extents,
             clock_ns: Arc::new(AtomicU64::new(1_700_000_000_000_000_000)),
             process: None,
             seen: BTreeMap::new(),
@@ -98,7 +101,7 @@ impl Site {
             Way::Remote => Arc::new(self.net.clone()),
             Way::Direct => {
                 let repository = Repository::on(self.shelf.open(), url);
-                let place = Place::of(Receiver::new(repository));
+                let place = Place::of(Receiver::new(repository).sealing(self.seal_extents));
                 Arc::new(DirectSink::new(Arc::new(place), self.now()))
             }
         }
@@ -115,6 +118,7 @@ impl Site {
             patience: Duration::from_millis(100),
         };
         let receiver = Receiver::new(Repository::on(self.shelf.open(), "sim:"));
+        let receiver = receiver.sealing(self.seal_extents);
         self.process = Some(Process {
             conversation: Conversation::new(receiver, limits, self.now()),
             connections: Vec::new(),

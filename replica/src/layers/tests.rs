@@ -302,6 +302,7 @@ fn a_damaged_page_is_never_used_and_is_named() {
                 noticed += 1;
                 let text = error.to_string();
                 assert!(text.starts_with(key.as_str()), "{text}");
+                assert!(text.contains("checksum"), "{text}");
                 let folder = keys::layers(site.primary.group, site.primary.epoch);
                 assert!(
                     text.contains(&format!("remove the folder {folder} ")),
@@ -390,7 +391,7 @@ fn a_layer_of_another_group_is_not_taken() {
     assert_eq!(told(&site.load()), told(&other.group));
     // A whole layer, but of other segments: it does not continue what is in front of it.
     let mut head = LayerHead::decode(&foreign).expect("a head");
-    head.before.lsn = Lsn(77);
+    head.before.chain = RecordChain([9; 32]);
     site.put(&key, head.encode().into());
     assert_eq!(told(&site.load()), told(&other.group));
     assert_eq!(site.verify().problems.len(), 1);

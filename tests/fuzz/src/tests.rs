@@ -112,6 +112,6 @@ macro_rules! smokes {
 }
 
 smokes! {
-    frame superblock ring_header claim segment manifest wire nbd bodies nbd_session nbd_handshake
+    frame superblock ring_header claim segment manifest layer wire nbd bodies nbd_session nbd_handshake
     receive intake conversation agent_wire intent point
 }

@@ -1,6 +1,7 @@
 //! A group and its layers: taken in when it is loaded, made while it grows.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use afterimage_format::ids::Epoch as EpochNumber;
 use afterimage_format::layer::LayerHead;
@@ -62,8 +63,9 @@ impl Group {
         let epoch = &mut history.epochs[at];
         if epoch.growing_extents() >= self.seal_extents {
             epoch.seal(self.id);
+            self.layers_failed.store(false, Ordering::Relaxed);
         }
-        epoch.layer_work().is_some()
+        epoch.layer_work().is_some() && !self.layers_failed.load(Ordering::Relaxed)
     }
 
     /// The same of the newest epoch.
@@ -73,7 +75,7 @@ impl Group {
     }
 
     /// Stores what is sealed and joins layers, until nothing is left to do. Called by whoever may
-    /// write the group. Once it fails, what is sealed stays in memory until it is called again.
+    /// write the group. When it fails, what is sealed stays in memory until the next seal.
     pub(crate) async fn keep_layers(&self) {
         let Ok(_turn) = self.keeping_layers.try_lock() else {
             return;
@@ -83,6 +85,7 @@ impl Group {
                 Ok(head) => self.history_mut().epochs[at].store_layer(head),
                 Err(error) => {
                     tracing::warn!(group = %self.id, epoch = %number, %error, "a layer could not be stored; its index stays in memory");
+                    self.layers_failed.store(true, Ordering::Relaxed);
                     return;
                 }
             }

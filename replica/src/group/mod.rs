@@ -12,6 +12,7 @@ mod layers;
 mod read;
 mod status;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use afterimage_format::ids::GroupId;
@@ -43,6 +44,8 @@ pub struct Group {
     seal_extents: usize,
     /// Held by whoever stores layers.
     keeping_layers: tokio::sync::Mutex<()>,
+    /// The last layer could not be stored: nobody tries again before the next seal.
+    layers_failed: AtomicBool,
 }
 
 impl Group {
@@ -75,6 +78,7 @@ impl Group {
             comparison: Comparison::default(),
             seal_extents,
             keeping_layers: tokio::sync::Mutex::default(),
+            layers_failed: AtomicBool::new(false),
         };
         group.refresh().await?;
         Ok(group)

@@ -9,6 +9,7 @@ use afterimage_format::op::Op;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::executor::block_on;
+use object_store::memory::InMemory;
 
 use super::{ranges, read_head};
 use crate::group::{Group, GroupError};
@@ -18,6 +19,7 @@ use crate::index::LayerRange;
 use crate::points::PointList;
 use crate::receive::{Receiver, Session};
 use crate::repository::{Repository, keys};
+use crate::testing::faults::{Fault, FaultyStore};
 use crate::testing::primary::{Content, DISK_BYTES, Primary, block_of};
 use crate::verify::{VerifyReport, verify};
 
@@ -392,6 +394,7 @@ fn a_layer_of_another_group_is_not_taken() {
     // A whole layer, but of other segments: it does not continue what is in front of it.
     let mut head = LayerHead::decode(&foreign).expect("a head");
     head.before.chain = RecordChain([9; 32]);
+    head.segments[0].wall_min_ns ^= 1;
     site.put(&key, head.encode().into());
     assert_eq!(told(&site.load()), told(&other.group));
     assert_eq!(site.verify().problems.len(), 1);
@@ -510,4 +513,96 @@ fn every_version_of_a_hot_block_is_found() {
             .collect();
         assert!(read == expected, "at {lsn}");
     }
+}
+
+/// Layers are beside the intake: a repository without room for them takes segments all the same.
+#[test]
+fn layers_that_cannot_be_stored_hold_nothing_up() {
+    let store = FaultyStore::new(Arc::new(InMemory::new()), 0, Fault::FullFor("/layers/"));
+    let store = Arc::new(store);
+    let repository = Repository::on(store.clone(), "faulty:");
+    let mut site = Site::with(repository.clone(), SEAL);
+    assert!(site.ranges().is_empty());
+    assert_eq!(told(&site.group), told(&Site::new().group));
+    let segments = site.group.history().epochs[0].segments.len() as u64;
+    assert!(
+        (1..segments / 2).contains(&store.calls()),
+        "{}",
+        store.calls()
+    );
+    // Once there is room, the next seal brings all of them.
+    store.heal();
+    let receiver = Receiver::new(repository).sealing(SEAL);
+    site.group = block_on(async {
+        let (mut session, _) = site.primary.connect(&receiver).await.expect("a session");
+        writes(&mut site.primary, &mut session, 4).await;
+        session.group().clone()
+    });
+    let history = site.group.history();
+    let in_memory: usize = history.epochs[0]
+        .bases
+        .iter()
+        .map(|b| b.index().extents())
+        .sum();
+    assert!(in_memory < SEAL, "{in_memory}");
+    drop(history);
+    site.read_newest(site.load()).expect("read");
+    assert_eq!(site.verify().problems, []);
+}
+
+/// The process dies at each call of the store in turn, also while it stores and joins layers.
+#[test]
+fn whatever_call_is_the_last_the_next_process_goes_on() {
+    for fault in [Fault::Before, Fault::After] {
+        let mut calls = 0;
+        while dies_at(calls, fault) {
+            calls += 1;
+        }
+        assert!(calls > 90, "{calls}");
+    }
+}
+
+/// Whether a process that writes layers makes so many calls.
+fn dies_at(calls: i64, fault: Fault) -> bool {
+    const SEAL: usize = 2;
+    let memory = Arc::new(InMemory::new());
+    let repository = Repository::on(memory.clone(), "memory:");
+    let mut primary = Primary::new(1);
+    let dying = Arc::new(FaultyStore::new(memory, calls, fault));
+    let dead = block_on(async {
+        let receiver = Receiver::new(Repository::on(dying, "faulty:")).sealing(SEAL);
+        let Ok((mut session, resume)) = primary.connect(&receiver).await else {
+            return true;
+        };
+        if primary.catch_up(&mut session, resume).await.is_err() {
+            return true;
+        }
+        for number in 0..30 {
+            primary.write(0, number, 2);
+            let resume = session.resume();
+            if primary.catch_up(&mut session, resume).await.is_err() {
+                return true;
+            }
+        }
+        false
+    });
+    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
+    let group = block_on(async {
+        let (mut session, resume) = primary.connect(&receiver).await.expect("a session");
+        if resume.cursor.lsn == Lsn::ZERO {
+            primary.gap_at = None;
+        }
+        primary.catch_up(&mut session, resume).await.expect("all");
+        writes(&mut primary, &mut session, 20).await;
+        session.group().clone()
+    });
+    let site = Site {
+        repository,
+        primary,
+        group,
+    };
+    assert_eq!(told(&site.load()), told(&site.group), "call {calls}");
+    site.read_newest(site.load()).expect("read");
+    assert_eq!(site.verify().problems, [], "call {calls}");
+    dead
 }

@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     After,
     /// No room.
     Full,
+    /// No room for keys with this in them, from the first call on; all others are served.
+    FullFor(&'static str),
 }
 
 /// A store in memory that fails at one call, and at every call from then on until it is healed:
@@ -54,7 +56,20 @@ impl FaultyStore {
         self.calls.load(Ordering::Relaxed)
     }
 
+    /// Whether there is never room for this key.
+    fn refuses(&self, location: &Path) -> bool {
+        let Fault::FullFor(part) = self.fault else {
+            return false;
+        };
+        let refuses = location.as_ref().contains(part) && self.left.load(Ordering::Relaxed) == 0;
+        self.calls.fetch_add(refuses.into(), Ordering::Relaxed);
+        refuses
+    }
+
     fn step(&self) -> Option<Fault> {
+        if matches!(self.fault, Fault::FullFor(_)) {
+            return None;
+        }
         self.calls.fetch_add(1, Ordering::Relaxed);
         match self.left.fetch_sub(1, Ordering::Relaxed) {
             left if left > 0 => None,
@@ -66,7 +81,9 @@ impl FaultyStore {
 
     fn error(&self) -> Error {
         let source: Box<dyn std::error::Error + Send + Sync> = match self.fault {
-            Fault::Full => Box::new(std::io::Error::from(std::io::ErrorKind::StorageFull)),
+            Fault::Full | Fault::FullFor(_) => {
+                Box::new(std::io::Error::from(std::io::ErrorKind::StorageFull))
+            }
             _ => "the store is gone".into(),
         };
         Error::Generic {
@@ -90,6 +107,9 @@ impl ObjectStore for FaultyStore {
         payload: PutPayload,
         opts: PutOptions,
     ) -> Result<PutResult> {
+        if self.refuses(location) {
+            return Err(self.error());
+        }
         match self.step() {
             None => self.inner.put_opts(location, payload, opts).await,
             Some(Fault::After) => {

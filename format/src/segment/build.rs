@@ -3,8 +3,8 @@
 
 use super::layout::{Footer, RawChunk, RawEntry};
 use super::{
-    CHUNK_BLOCKS_MAX, CHUNK_BYTES_MAX, ClockAnchor, FOOTER_BYTES, HEADER_BYTES,
-    SEGMENT_PAYLOAD_MAX, SEGMENT_RECORDS_MAX, SegmentFlags, SegmentHeader, SegmentKind,
+    CHUNK_BYTES_TARGET, ClockAnchor, FOOTER_BYTES, HEADER_BYTES, SEGMENT_PAYLOAD_MAX,
+    SEGMENT_RECORDS_MAX, SegmentFlags, SegmentHeader, SegmentKind,
 };
 use crate::chain::{RECORD_PAYLOAD_BLOCKS_MAX, RecordChain, RecordMeta};
 use crate::checksum::crc32c;
@@ -235,15 +235,15 @@ impl SegmentBuilder {
         if payload.is_empty() {
             return (0, 0);
         }
-        if self.chunk.len() + payload.len() > CHUNK_BYTES_MAX {
+        if self.chunk.len() + payload.len() > CHUNK_BYTES_TARGET {
             self.finish_chunk();
         }
         let place = (
             self.chunks.len() as u32,
             (self.chunk.len() / BLOCK_SIZE) as u16,
         );
-        for part in payload.chunks(CHUNK_BYTES_MAX) {
-            if self.chunk.len() + part.len() > CHUNK_BYTES_MAX {
+        for part in payload.chunks(CHUNK_BYTES_TARGET) {
+            if self.chunk.len() + part.len() > CHUNK_BYTES_TARGET {
                 self.finish_chunk();
             }
             self.chunk.extend_from_slice(part);
@@ -255,7 +255,7 @@ impl SegmentBuilder {
         if self.chunk.is_empty() {
             return;
         }
-        debug_assert!(self.chunk.len() <= CHUNK_BLOCKS_MAX * BLOCK_SIZE);
+        debug_assert!(self.chunk.len() <= CHUNK_BYTES_TARGET);
         let start = self.stored.len();
         self.stored
             .reserve(zstd::zstd_safe::compress_bound(self.chunk.len()));

@@ -21,13 +21,12 @@ pub use layout::{FOOTER_BYTES, HEADER_BYTES, INDEX_ENTRY_BYTES, SEGMENT_MAGIC, S
 pub use pass::{EventBodyError, PassBeginBody, PassEndBody, SinkId};
 pub use verify::verify;
 
-use crate::ids::BLOCK_SIZE;
-
 /// Most raw bytes in a chunk.
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
-/// Most blocks in a chunk.
-pub const CHUNK_BLOCKS_MAX: usize = CHUNK_BYTES_MAX / BLOCK_SIZE;
+/// Most raw bytes that a builder puts into a chunk: whoever reads one block inflates the chunk that it
+/// is in.
+pub const CHUNK_BYTES_TARGET: usize = 64 * 1024;
 
 /// A segment is closed once its payload reaches this many bytes.
 pub const SEGMENT_PAYLOAD_TARGET: usize = 8 * 1024 * 1024;
@@ -38,8 +37,8 @@ pub const SEGMENT_PAYLOAD_MAX: usize = 16 * 1024 * 1024;
 /// Most records in a segment.
 pub const SEGMENT_RECORDS_MAX: usize = 65_536;
 
-/// Most chunks in a segment: two neighbours always hold more than one full chunk together.
-pub const SEGMENT_CHUNKS_MAX: usize = 2 * SEGMENT_PAYLOAD_MAX / CHUNK_BYTES_MAX + 2;
+/// Most chunks in a segment: two neighbours always hold more than the target together.
+pub const SEGMENT_CHUNKS_MAX: usize = 2 * SEGMENT_PAYLOAD_MAX / CHUNK_BYTES_TARGET + 2;
 
 /// Most bytes of a whole segment as stored and sent.
 pub const SEGMENT_BYTES_MAX: usize = 20 * 1024 * 1024;

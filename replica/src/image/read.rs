@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use afterimage_format::ids::{BLOCK_SIZE, DiskIndex};
+use afterimage_format::segment::ChunkInfo;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -16,6 +17,9 @@ use crate::repository::keys;
 /// Chunks of one read that are fetched at a time.
 pub(super) const FETCHES_MAX: usize = 8;
 
+/// Stored bytes that are read at a time.
+const READ_BYTES: u64 = 1 << 20;
+
 /// Bytes of the read buffer that come out of one chunk.
 struct Part {
     /// Offset in the buffer.
@@ -27,6 +31,41 @@ struct Part {
 
 /// Parts by the chunk they come from.
 type Plan = BTreeMap<(SegmentId, u32), Vec<Part>>;
+
+/// Neighbouring chunks that are read at once, with the parts of each.
+struct Read {
+    id: SegmentId,
+    first: u32,
+    parts: Vec<Vec<Part>>,
+}
+
+/// Puts chunks together that stand right behind each other in a segment.
+fn neighbours(plan: Plan, tables: &HashMap<SegmentId, Arc<ChunkTable>>) -> Vec<Read> {
+    let mut reads: Vec<Read> = Vec::new();
+    let mut bytes = 0;
+    for ((id, number), parts) in plan {
+        let info = tables
+            .get(&id)
+            .and_then(|table| table.chunks.get(number as usize));
+        let len = info.map_or(0, |info| u64::from(info.stored_len));
+        if let Some(last) = reads.last_mut()
+            && last.id == id
+            && last.first + last.parts.len() as u32 == number
+            && bytes + len <= READ_BYTES
+        {
+            last.parts.push(parts);
+            bytes += len;
+            continue;
+        }
+        bytes = len;
+        reads.push(Read {
+            id,
+            first: number,
+            parts: vec![parts],
+        });
+    }
+    reads
+}
 
 impl Image {
     /// Fills `buffer` with the disk's bytes from `offset` on.
@@ -92,19 +131,23 @@ impl Image {
                 }
             }
         }
-        let mut chunks = stream::iter(plan)
-            .map(|((id, number), parts)| {
-                let table = tables.get(&id).cloned();
+        let reads = neighbours(plan, &tables);
+        let mut chunks = stream::iter(reads)
+            .map(|read| {
+                let table = tables.get(&read.id).cloned();
                 async move {
-                    let table = table.ok_or_else(|| self.missing(id))?;
-                    Ok::<_, ImageError>((self.chunk(id, number, &table).await?, parts))
+                    let table = table.ok_or_else(|| self.missing(read.id))?;
+                    let chunks = self.chunks(read.id, read.first, read.parts.len(), &table);
+                    Ok::<_, ImageError>((chunks.await?, read.parts))
                 }
             })
             .buffer_unordered(FETCHES_MAX);
-        while let Some((raw, parts)) = chunks.try_next().await? {
-            for part in parts {
-                let bytes = &raw[part.from..part.from + part.len];
-                buffer[part.to..part.to + part.len].copy_from_slice(bytes);
+        while let Some((chunks, parts)) = chunks.try_next().await? {
+            for (raw, parts) in chunks.iter().zip(parts) {
+                for part in parts {
+                    let bytes = &raw[part.from..part.from + part.len];
+                    buffer[part.to..part.to + part.len].copy_from_slice(bytes);
+                }
             }
         }
         Ok(())
@@ -151,32 +194,69 @@ impl Image {
         Ok(table)
     }
 
-    async fn chunk(
+    /// Neighbouring chunks of a segment: those of the cache, and all others in as few reads as there
+    /// are stretches of them.
+    async fn chunks(
         &self,
         id: SegmentId,
-        number: u32,
+        first: u32,
+        count: usize,
         table: &ChunkTable,
-    ) -> Result<Bytes, ImageError> {
-        if let Some(raw) = self.cache.chunk(id, number) {
-            return Ok(raw);
-        }
-        let key = keys::segment(id.group, id.epoch, id.sequence);
-        let info = table
+    ) -> Result<Vec<Bytes>, ImageError> {
+        let infos = table
             .chunks
-            .get(number as usize)
+            .get(first as usize..first as usize + count)
             .ok_or_else(|| self.missing(id))?;
-        let stored = self.group.repository().get_range(&key, info.range()).await;
+        let numbers = first..first + count as u32;
+        let mut found: Vec<Option<Bytes>> =
+            numbers.map(|number| self.cache.chunk(id, number)).collect();
+        let mut at = 0;
+        while at < count {
+            let missing = found[at..].iter().take_while(|raw| raw.is_none()).count();
+            if missing > 0 {
+                let infos = &infos[at..at + missing];
+                let read = self.read_chunks(id, first + at as u32, infos).await?;
+                for (place, raw) in found[at..].iter_mut().zip(read) {
+                    *place = Some(raw);
+                }
+            }
+            at += missing.max(1);
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Reads chunks that stand right behind each other.
+    async fn read_chunks(
+        &self,
+        id: SegmentId,
+        first: u32,
+        infos: &[ChunkInfo],
+    ) -> Result<Vec<Bytes>, ImageError> {
+        let (Some(from), Some(to)) = (infos.first(), infos.last()) else {
+            return Ok(Vec::new());
+        };
+        let key = keys::segment(id.group, id.epoch, id.sequence);
+        let range = from.range().start..to.range().end;
+        let stored = self.group.repository().get_range(&key, range).await;
         let stored = stored.map_err(GroupError::from)?;
-        let raw = info
-            .decode(number, &stored)
-            .map_err(|source| ImageError::Chunk {
-                key,
-                offset: info.offset,
-                source,
-            })?;
-        let raw = Bytes::from(raw);
-        self.cache.put_chunk(id, number, raw.clone());
-        Ok(raw)
+        let mut read = Vec::with_capacity(infos.len());
+        for (number, info) in (first..).zip(infos) {
+            let start = (info.offset - from.offset) as usize;
+            let end = start + info.stored_len as usize;
+            // An object that ends early.
+            let bytes = stored.get(start..end).unwrap_or_default();
+            let raw = info
+                .decode(number, bytes)
+                .map_err(|source| ImageError::Chunk {
+                    key: key.clone(),
+                    offset: info.offset,
+                    source,
+                })?;
+            let raw = Bytes::from(raw);
+            self.cache.put_chunk(id, number, raw.clone());
+            read.push(raw);
+        }
+        Ok(read)
     }
 
     fn segment_id(&self, segment: SegmentOrdinal) -> SegmentId {

@@ -2,8 +2,8 @@
 
 use crate::ids::{DiskIndex, Lsn};
 
-/// Highest level: no disk has more than 2^52 blocks.
-pub const LEVEL_MAX: u8 = 52;
+/// Highest level: no disk has more than 2^51 blocks.
+pub const LEVEL_MAX: u8 = 51;
 
 /// One version of `1 << level` blocks from `block`, which is a multiple of that number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

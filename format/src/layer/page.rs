@@ -2,13 +2,18 @@
 
 use super::extent::{Extent, LEVEL_MAX};
 use crate::checksum::crc32c;
-use crate::ids::{DiskIndex, Lsn};
+use crate::frame::entry::BLOCKS_END;
+use crate::ids::{BLOCK_SIZE, DiskIndex, Lsn};
+use crate::segment::SEGMENT_PAYLOAD_MAX;
 use std::cell::RefCell;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Most extents in a page.
 pub const PAGE_EXTENTS_MAX: usize = 256;
+
+/// Blocks of a segment's payload.
+const PAYLOAD_BLOCKS_MAX: u64 = (SEGMENT_PAYLOAD_MAX / BLOCK_SIZE) as u64;
 
 /// Position of an extent without data.
 const NO_DATA: u32 = u32::MAX;
@@ -168,11 +173,18 @@ impl PageEntry {
         let fits = |extent: &Extent| {
             (extent.disk, extent.level) == (self.disk, self.level)
                 && extent.block.trailing_zeros() >= u32::from(self.level)
-                && (extent.has_data || extent.position == 0)
+                && extent.block <= BLOCKS_END - (1 << self.level)
+                && if extent.has_data {
+                    u64::from(extent.position) + (1 << self.level) <= PAYLOAD_BLOCKS_MAX
+                } else {
+                    extent.position == 0
+                }
         };
         let ends = extents.first().zip(extents.last());
-        let agrees = self.level <= LEVEL_MAX
-            && extents.len() == usize::from(self.extents)
+        if self.level > LEVEL_MAX {
+            return Err(PageError::Content);
+        }
+        let agrees = extents.len() == usize::from(self.extents)
             && extents.len() <= PAGE_EXTENTS_MAX
             && extents.iter().all(fits)
             && extents.is_sorted_by(|one, other| one.key() <= other.key())

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use afterimage_format::ids::Epoch as EpochNumber;
 use afterimage_format::layer::LayerHead;
 
-use super::Group;
+use super::{Group, read_index_checked};
 use crate::history::{LayerMisfit, LayerWork};
 use crate::index::LayerRange;
 use crate::layers::{Joiner, LayerError, LayerWriter, ranges, read_head};
@@ -49,6 +49,16 @@ impl Group {
         let Some(head) = read_head(&self.repository, self.id, number, range).await? else {
             return Ok(false);
         };
+        // Its last segment stands for all: a history that ends before the layer is not to go on
+        // behind it. That those between are there, their readers and verify see.
+        if let Some(last) = head.segments.last() {
+            let key = keys::segment(self.id, number, last.sequence);
+            let read = read_index_checked(&self.repository, &key, last).await;
+            read.map_err(|source| LayerError::Segment {
+                layer: keys::layer(self.id, number, range),
+                source: Box::new(source),
+            })?;
+        }
         let taken = self.history_mut().epochs[at].take_layer(head);
         taken.map_err(|LayerMisfit| LayerError::Elsewhere {
             key: keys::layer(self.id, number, range),
@@ -80,12 +90,18 @@ impl Group {
         let Ok(_turn) = self.keeping_layers.try_lock() else {
             return;
         };
-        while let Some((at, number, work)) = self.next_layer_work() {
+        while let Some((at, number, work)) = self.next_layer_work()
+            // Else a copy stands in for what the history was read from.
+            && self.repository.turn() == self.repository_turn
+        {
             match self.do_layer_work(number, work).await {
                 Ok(head) => self.history_mut().epochs[at].store_layer(head),
                 Err(error) => {
                     tracing::warn!(group = %self.id, epoch = %number, %error, "a layer could not be stored; its index stays in memory");
                     self.layers_failed.store(true, Ordering::Relaxed);
+                    if error.is_of_the_name() {
+                        self.history_mut().epochs[at].widen_sealed();
+                    }
                     return;
                 }
             }

@@ -20,7 +20,6 @@ use afterimage_format::manifest::{Manifest, NameBinding};
 use futures::{StreamExt, stream};
 
 use crate::history::{History, Verdict};
-use crate::layers::SEAL_EXTENTS;
 use crate::repository::{Repository, RepositoryError, keys};
 
 pub use comparison::{Comparison, Place as ComparisonPlace};
@@ -40,7 +39,9 @@ pub struct Group {
     history: RwLock<History>,
     status: RwLock<Status>,
     comparison: Comparison,
-    /// Extents after which what came is sealed.
+    /// [`Repository::turn`] when it was loaded.
+    repository_turn: u64,
+    /// Extents after which what came is sealed; `usize::MAX` where nobody stores layers.
     seal_extents: usize,
     /// Held by whoever stores layers.
     keeping_layers: tokio::sync::Mutex<()>,
@@ -54,10 +55,10 @@ impl Group {
     /// # Errors
     /// [`GroupError::Unknown`] if it has no manifest; else what cannot be read, with its key.
     pub async fn load(repository: &Repository, id: GroupId) -> Result<Self, GroupError> {
-        Self::load_sealing(repository, id, SEAL_EXTENTS).await
+        Self::load_sealing(repository, id, usize::MAX).await
     }
 
-    /// Loads a group that seals a layer after so many extents.
+    /// Loads a group to write it: it seals a layer after so many extents.
     ///
     /// # Errors
     /// As [`Group::load`].
@@ -76,6 +77,7 @@ impl Group {
             history: RwLock::new(History::new(first)),
             status: RwLock::default(),
             comparison: Comparison::default(),
+            repository_turn: repository.turn(),
             seal_extents,
             keeping_layers: tokio::sync::Mutex::default(),
             layers_failed: AtomicBool::new(false),

@@ -63,6 +63,8 @@ pub struct Epoch {
     pub(super) sealed: Vec<Arc<Sealed>>,
     /// Stored layers, oldest first.
     pub(super) layers: Vec<Layer>,
+    /// Parts of `sealed` that the first goes together with.
+    pub(super) widened: usize,
 }
 
 impl Epoch {
@@ -81,6 +83,7 @@ impl Epoch {
             mark: Mark::default(),
             sealed: Vec::new(),
             layers: Vec::new(),
+            widened: 0,
         }
     }
 
@@ -302,7 +305,9 @@ impl Epoch {
                         changed_bytes: std::mem::take(&mut base.changed_bytes),
                     });
                 }
-                (Op::CheckpointConfirm, Some(Event::Confirm(body))) => {
+                (Op::CheckpointConfirm, Some(Event::Confirm(body)))
+                    if body.checkpoint < record.lsn =>
+                {
                     self.mark.confirms.push(body.clone());
                     self.confirm(body);
                 }

@@ -23,7 +23,7 @@ pub(crate) use epoch::chain_at;
 pub use epoch::{Epoch, SegmentEntry, Verdict, check_disks};
 pub use error::{Refusal, Warning};
 pub use events::{Event, Events};
-pub use sealing::{Layer, LayerMisfit, LayerWork, Sealed, range_of};
+pub use sealing::{Layer, LayerMisfit, LayerWork, Sealed, joined_head, range_of};
 
 /// A place in a group's whole history: LSNs count within an epoch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

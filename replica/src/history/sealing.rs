@@ -4,6 +4,7 @@
 //! What always holds: an epoch that took layers in and then the segments behind them is the same as
 //! one that took in all segments.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use afterimage_format::checkpoint_confirm::CheckpointConfirmBody;
@@ -20,6 +21,9 @@ use crate::index::{LayerRange, Run, StoredRun};
 
 /// Layers of about the same size that are joined into one.
 const JOIN_WIDTH: usize = 8;
+
+/// Bytes that the head of a joined layer may have: layers of more stay as they are.
+const JOINED_HEAD_BYTES_MAX: u64 = 64 << 20;
 
 /// Where the last seal was.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +56,13 @@ pub struct Layer {
     pub range: LayerRange,
     /// Extents in it.
     pub extents: u64,
+}
+
+impl Layer {
+    /// What it takes in a head: its segments and pages, about.
+    const fn head_bytes(&self) -> u64 {
+        (self.range.last - self.range.first + 1) * 98 + self.extents / 256 * 48
+    }
 }
 
 /// What is to be done next about an epoch's layers.
@@ -148,14 +159,19 @@ impl Epoch {
     /// What is to be done next about the layers.
     #[must_use]
     pub fn layer_work(&self) -> Option<LayerWork> {
-        if let Some(sealed) = self.sealed.first() {
-            return Some(LayerWork::Store(sealed.clone()));
+        if !self.sealed.is_empty() {
+            let parts = self.sealed.get(..=self.widened)?;
+            return Some(LayerWork::Store(match parts {
+                [part] => part.clone(),
+                parts => Arc::new(joined(parts)?),
+            }));
         }
         let from = self.layers.len().checked_sub(JOIN_WIDTH)?;
         let newest = &self.layers[from..];
         // The oldest of them must be no larger than all the others would become together.
         let others: u64 = newest[1..].iter().map(|layer| layer.extents).sum();
-        (newest[0].extents <= others)
+        let bytes: u64 = newest.iter().map(Layer::head_bytes).sum();
+        (newest[0].extents <= others && bytes <= JOINED_HEAD_BYTES_MAX)
             .then(|| LayerWork::Join(newest.iter().map(|layer| layer.range).collect()))
     }
 
@@ -213,6 +229,7 @@ impl Epoch {
     /// A layer is stored: what is in memory of it goes.
     pub fn store_layer(&mut self, head: LayerHead) {
         let (range, extents) = (range_of(&head), head.extents());
+        self.widened = 0;
         self.sealed.retain(|sealed| !range.covers(sealed.range()));
         let mut runs: Vec<LayerRun> = head.runs;
         for base in &mut self.bases {
@@ -222,6 +239,13 @@ impl Epoch {
         }
         self.layers.retain(|layer| !range.covers(layer.range));
         self.layers.push(Layer { range, extents });
+    }
+
+    /// What is sealed first cannot be stored under its name: it goes together with what comes next.
+    pub(crate) fn widen_sealed(&mut self) {
+        if !self.sealed.is_empty() {
+            self.widened += 1;
+        }
     }
 
     /// Lets go of what was sealed and is not to be stored.
@@ -246,6 +270,63 @@ impl Epoch {
             self.set_next_sequence(last.sequence + 1);
         }
     }
+}
+
+/// Parts that follow each other as one.
+fn joined(parts: &[Arc<Sealed>]) -> Option<Sealed> {
+    let head = joined_head(parts.iter().map(|part| &part.head)).ok()?;
+    let mut by_base: BTreeMap<Lsn, Vec<Arc<Run>>> = BTreeMap::new();
+    for (base, run) in parts.iter().flat_map(|part| &part.runs) {
+        by_base.entry(*base).or_default().push(run.clone());
+    }
+    let runs = by_base.into_iter();
+    Some(Sealed {
+        head,
+        runs: runs
+            .map(|(base, runs)| (base, Arc::new(Run::merged(&runs))))
+            .collect(),
+    })
+}
+
+/// The head of the layer that covers what these cover, without runs and files.
+///
+/// # Errors
+/// They do not continue each other, or there is none.
+pub fn joined_head<'a>(
+    heads: impl IntoIterator<Item = &'a LayerHead>,
+) -> Result<LayerHead, LayerMisfit> {
+    let mut heads = heads.into_iter();
+    let mut joined = heads.next().ok_or(LayerMisfit)?.clone();
+    joined.runs.clear();
+    joined.files = 0;
+    for next in heads {
+        let continues = (next.group, next.epoch, next.log)
+            == (joined.group, joined.epoch, joined.log)
+            && joined.last_seq() + 1 == next.first_seq
+            && joined.after == next.before;
+        if !continues {
+            return Err(LayerMisfit);
+        }
+        joined.after = next.after;
+        joined.anchor = next.anchor;
+        joined.segments.extend_from_slice(&next.segments);
+        // The one that was open goes on in the next layer.
+        if let (Some(open), Some(first)) = (joined.eras.last(), next.eras.first())
+            && open.first_lsn == first.first_lsn
+        {
+            joined.eras.pop();
+        }
+        joined.eras.extend_from_slice(&next.eras);
+        if let (Some(newest), Some(first)) = (joined.bases.last(), next.bases.first())
+            && newest.begin == first.begin
+        {
+            joined.bases.pop();
+        }
+        joined.bases.extend_from_slice(&next.bases);
+        joined.checkpoints.extend_from_slice(&next.checkpoints);
+        joined.confirms.extend_from_slice(&next.confirms);
+    }
+    Ok(joined)
 }
 
 fn base_entry(base: &Base) -> BaseEntry {

@@ -27,6 +27,7 @@ pub(super) struct PageId {
     pub(super) layer: LayerRange,
     pub(super) file: u32,
     pub(super) offset: u32,
+    pub(super) crc: u32,
 }
 
 /// Where a segment's chunks are, and which blocks of its payload each holds.

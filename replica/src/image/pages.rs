@@ -80,6 +80,7 @@ impl Image {
             layer,
             file: page.place.file,
             offset: page.place.offset,
+            crc: page.place.crc,
         }
     }
 }

@@ -36,7 +36,7 @@ impl Run {
     }
 
     /// One run with everything of several. The sort finds the sorted parts and merges them.
-    pub(super) fn merged(parts: &[Arc<Self>]) -> Self {
+    pub(crate) fn merged(parts: &[Arc<Self>]) -> Self {
         let mut extents = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
         for part in parts {
             extents.extend_from_slice(&part.extents);

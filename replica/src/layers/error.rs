@@ -3,6 +3,7 @@
 use afterimage_format::layer::PageError;
 use afterimage_format::manifest::ObjectError;
 
+use crate::group::GroupError;
 use crate::repository::RepositoryError;
 
 /// Why a layer cannot be read or written. Segments are not concerned.
@@ -35,12 +36,30 @@ pub enum LayerError {
         /// What is wrong.
         source: PageError,
     },
+    /// The last segment that it covers is not there, or another.
+    #[error("{layer} is not used: {source}")]
+    Segment {
+        /// The key of the layer.
+        layer: String,
+        /// What is wrong with the segment.
+        source: Box<GroupError>,
+    },
     /// The key of a file is taken, and so are those after it.
     #[error("{key} holds something else; {}", Advice(.key))]
     Taken {
         /// The key.
         key: String,
     },
+}
+
+impl LayerError {
+    /// Whether the same under another name may succeed.
+    pub(crate) const fn is_of_the_name(&self) -> bool {
+        matches!(
+            self,
+            Self::Head { .. } | Self::Elsewhere { .. } | Self::Taken { .. }
+        )
+    }
 }
 
 /// What to do about an object of a layer.

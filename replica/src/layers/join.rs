@@ -10,49 +10,8 @@ use afterimage_format::layer::{Extent, LayerHead};
 use super::error::LayerError;
 use super::read::PageReader;
 use super::write::LayerWriter;
-use crate::history::{LayerMisfit, range_of};
+use crate::history::{LayerMisfit, joined_head, range_of};
 use crate::repository::Repository;
-
-/// The head of the layer that covers what these cover, without runs and files.
-///
-/// # Errors
-/// They do not continue each other, or there is none.
-pub fn joined_head<'a>(
-    heads: impl IntoIterator<Item = &'a LayerHead>,
-) -> Result<LayerHead, LayerMisfit> {
-    let mut heads = heads.into_iter();
-    let mut joined = heads.next().ok_or(LayerMisfit)?.clone();
-    joined.runs.clear();
-    joined.files = 0;
-    for next in heads {
-        let continues = (next.group, next.epoch, next.log)
-            == (joined.group, joined.epoch, joined.log)
-            && joined.last_seq() + 1 == next.first_seq
-            && joined.after == next.before;
-        if !continues {
-            return Err(LayerMisfit);
-        }
-        joined.after = next.after;
-        joined.anchor = next.anchor;
-        joined.segments.extend_from_slice(&next.segments);
-        // The one that was open goes on in the next layer.
-        if let (Some(open), Some(first)) = (joined.eras.last(), next.eras.first())
-            && open.first_lsn == first.first_lsn
-        {
-            joined.eras.pop();
-        }
-        joined.eras.extend_from_slice(&next.eras);
-        if let (Some(newest), Some(first)) = (joined.bases.last(), next.bases.first())
-            && newest.begin == first.begin
-        {
-            joined.bases.pop();
-        }
-        joined.bases.extend_from_slice(&next.bases);
-        joined.checkpoints.extend_from_slice(&next.checkpoints);
-        joined.confirms.extend_from_slice(&next.confirms);
-    }
-    Ok(joined)
-}
 
 /// Joins stored layers.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ mod write;
 mod tests;
 
 pub use error::LayerError;
-pub use join::{Joiner, joined_head};
+pub use join::Joiner;
 pub use read::{PageReader, ranges, read_head};
 pub(crate) use read::{page_of, together};
 pub use write::LayerWriter;

@@ -184,8 +184,9 @@ fn a_group_opens_from_its_layers_without_the_segments() {
     };
     let covered = layers.last().expect("layers").range.last;
     assert!(next - covered < 6 && layers.len() > 1, "{layers:?}");
-    // What is in layers is not asked of the segments.
-    for sequence in 1..=covered {
+    // What is in layers is not asked of the segments, but for whether the last of each is there.
+    let ends: Vec<u64> = layers.iter().map(|layer| layer.range.last).collect();
+    for sequence in (1..=covered).filter(|sequence| !ends.contains(sequence)) {
         let key = keys::segment(site.primary.group, site.primary.epoch, sequence);
         block_on(site.repository.delete_for_tests(&key)).expect("deleted");
     }
@@ -334,7 +335,10 @@ fn a_damaged_page_is_never_used_and_is_named() {
 #[test]
 fn verify_finds_a_layer_that_says_something_else() {
     type Change = fn(&mut LayerHead);
-    let changes: [(&str, Change); 5] = [
+    let changes: [(&str, Change); 6] = [
+        ("another lowest LSN", |head| {
+            head.runs[0].lsn_min = Lsn(9_999)
+        }),
         ("a checkpoint less", |head| drop(head.checkpoints.pop())),
         ("another time", |head| head.segments[0].wall_min_ns ^= 1),
         ("another chain", |head| {
@@ -605,4 +609,116 @@ fn dies_at(calls: i64, fault: Fault) -> bool {
     site.read_newest(site.load()).expect("read");
     assert_eq!(site.verify().problems, [], "call {calls}");
     dead
+}
+
+/// A copy of a repository that lost its last segments does not go on behind them.
+#[test]
+fn a_layer_does_not_stand_in_for_segments_that_are_lost() {
+    let site = Site::new();
+    let last = site.group.history().epochs[0]
+        .layers()
+        .last()
+        .expect("layers")
+        .range;
+    let next = site.group.history().epochs[0].next_sequence();
+    for sequence in last.last..next {
+        let key = keys::segment(site.primary.group, site.primary.epoch, sequence);
+        block_on(site.repository.delete_for_tests(&key)).expect("deleted");
+    }
+    let loaded = site.load();
+    assert_eq!(loaded.history().epochs[0].next_sequence(), last.last);
+    // The primary sends them again, and all is as it was.
+    let Site {
+        repository,
+        mut primary,
+        ..
+    } = site;
+    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
+    let group = block_on(async {
+        let (mut session, resume) = primary.connect(&receiver).await.expect("a session");
+        primary.catch_up(&mut session, resume).await.expect("all");
+        writes(&mut primary, &mut session, 30).await;
+        session.group().clone()
+    });
+    let site = Site {
+        repository,
+        primary,
+        group,
+    };
+    assert_eq!(told(&site.load()), told(&site.group));
+    site.read_newest(site.load()).expect("read");
+}
+
+/// A head that cannot be used takes its name for ever: what it should have said is stored with what
+/// comes next.
+#[test]
+fn a_damaged_head_does_not_keep_later_layers_out() {
+    let site = Site::new();
+    for key in site.objects().0 {
+        site.change(&key, |bytes| bytes.truncate(20));
+    }
+    let Site {
+        repository,
+        mut primary,
+        ..
+    } = site;
+    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
+    let group = block_on(async {
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        writes(&mut primary, &mut session, 60).await;
+        session.group().clone()
+    });
+    let history = group.history();
+    let in_memory: usize = history.epochs[0]
+        .bases
+        .iter()
+        .map(|b| b.index().extents())
+        .sum();
+    assert!(in_memory < 2 * SEAL, "{in_memory}");
+    drop(history);
+    let site = Site {
+        repository,
+        primary,
+        group,
+    };
+    assert_eq!(told(&site.load()), told(&site.group));
+    site.read_newest(site.load()).expect("read");
+}
+
+/// A head that says something else under the right name is not taken for what was sealed.
+#[test]
+fn another_head_under_its_name_is_not_adopted() {
+    let site = Site::new();
+    for key in site.objects().0 {
+        site.change(&key, |bytes| {
+            let mut head = LayerHead::decode(bytes).expect("a head");
+            head.before.chain = RecordChain([9; 32]);
+            head.runs.clear();
+            *bytes = head.encode();
+        });
+    }
+    let Site {
+        repository,
+        mut primary,
+        ..
+    } = site;
+    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
+    let group = block_on(async {
+        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
+        writes(&mut primary, &mut session, 30).await;
+        session.group().clone()
+    });
+    let site = Site {
+        repository: repository.clone(),
+        primary,
+        group: group.clone(),
+    };
+    let at = group.history().latest().expect("a point");
+    let image = Image::open(group, at, Arc::new(ChunkCache::new(0))).expect("a point");
+    for (disk, blocks) in site.primary.content.iter().enumerate() {
+        let mut read = vec![0; DISK_BYTES];
+        block_on(image.read(DiskIndex(disk as u16), 0, &mut read)).expect("read");
+        let expected: Vec<u8> = blocks.iter().flat_map(|tag| block_of(*tag)).collect();
+        assert!(read[..] == expected[..DISK_BYTES], "disk {disk} differs");
+    }
 }

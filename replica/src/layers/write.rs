@@ -113,7 +113,7 @@ impl LayerWriter {
                     key: key.clone(),
                     source,
                 })?;
-                if range_of(&theirs) != self.range || theirs.group != self.head.group {
+                if !says_the_same(&theirs, &self.head) {
                     return Err(LayerError::Elsewhere { key });
                 }
                 Ok(theirs)
@@ -160,4 +160,19 @@ impl LayerWriter {
         self.head.files = number + 1;
         Ok(())
     }
+}
+
+/// Whether two heads say the same of the same segments, wherever their pages are.
+fn says_the_same(one: &LayerHead, other: &LayerHead) -> bool {
+    let bare = |head: &LayerHead| LayerHead {
+        runs: Vec::new(),
+        files: 0,
+        ..head.clone()
+    };
+    let runs = |head: &LayerHead| -> Vec<_> {
+        let runs = head.runs.iter();
+        runs.map(|run| (run.base, run.lsn_min, run.extents))
+            .collect()
+    };
+    bare(one) == bare(other) && runs(one) == runs(other)
 }

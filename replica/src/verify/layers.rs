@@ -8,9 +8,9 @@ use afterimage_format::layer::{Extent, LayerHead};
 
 use super::{Check, Problem, VerifyProgress};
 use crate::group::GroupError;
-use crate::history::{Epoch, Sealed, range_of};
+use crate::history::{Epoch, Sealed, joined_head, range_of};
 use crate::index::LayerRange;
-use crate::layers::{LayerError, PageReader, SEAL_EXTENTS, joined_head, ranges, read_head};
+use crate::layers::{LayerError, PageReader, SEAL_EXTENTS, ranges, read_head};
 use crate::repository::{Repository, keys};
 
 /// The layers of an epoch, and what its segments say in their place.
@@ -145,8 +145,19 @@ impl<P: FnMut(VerifyProgress)> Check<'_, P> {
             let repository = self.repository.clone();
             let mut pages = PageReader::new(repository, id, epoch, head.clone(), number);
             let mut of = (0, 0);
+            let (mut lsn_min, mut last) = (Lsn::MAX, None);
             while let Some(extents) = pages.next().await? {
                 of = digest(&extents, of);
+                for extent in &extents {
+                    lsn_min = lsn_min.min(extent.lsn);
+                    let before = last.replace(extent.key());
+                    if before.is_some_and(|before| before > extent.key()) {
+                        return Ok(Some("has extents that are not in order"));
+                    }
+                }
+            }
+            if lsn_min != run.lsn_min {
+                return Ok(Some("does not say what its pages say"));
             }
             let stored = run.pages.iter().map(|page| page.place.stored_len as usize);
             self.count(stored.sum());

@@ -95,6 +95,7 @@ impl Problem {
             LayerError::Elsewhere { key } | LayerError::Taken { key } => {
                 Self::layer(key, Some(0), "holds the layer of other segments")
             }
+            LayerError::Segment { layer, source } => Self::layer(layer, None, &source.to_string()),
             LayerError::Repository(error) => Self::layer(head, None, &error.to_string()),
         }
     }

@@ -380,7 +380,8 @@ fn verify_finds_a_layer_that_says_something_else() {
 #[test]
 fn a_layer_of_another_group_is_not_taken() {
     let (site, other) = (Site::new(), Site::with(Repository::in_memory(), SEAL));
-    let range = site.ranges()[0];
+    // The one that is taken first.
+    let range = site.group.history().epochs[0].layers()[0].range;
     let key = keys::layer(site.primary.group, site.primary.epoch, range);
     let foreign = site.change(&key, |bytes| {
         let mut head = LayerHead::decode(bytes).expect("a head");

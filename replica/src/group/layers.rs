@@ -75,7 +75,7 @@ impl Group {
             epoch.seal(self.id);
             self.layers_failed.store(false, Ordering::Relaxed);
         }
-        epoch.layer_work().is_some() && !self.layers_failed.load(Ordering::Relaxed)
+        epoch.has_layer_work() && !self.layers_failed.load(Ordering::Relaxed)
     }
 
     /// The same of the newest epoch.

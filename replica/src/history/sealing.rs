@@ -156,6 +156,15 @@ impl Epoch {
         };
     }
 
+    /// Whether anything is to be done about the layers. Asked with every segment.
+    #[must_use]
+    pub fn has_layer_work(&self) -> bool {
+        if self.sealed.is_empty() {
+            return self.to_join().is_some();
+        }
+        self.sealed.len() > self.widened
+    }
+
     /// What is to be done next about the layers.
     #[must_use]
     pub fn layer_work(&self) -> Option<LayerWork> {
@@ -166,13 +175,18 @@ impl Epoch {
                 parts => Arc::new(joined(parts)?),
             }));
         }
+        let ranges = self.to_join()?.iter().map(|layer| layer.range);
+        Some(LayerWork::Join(ranges.collect()))
+    }
+
+    /// The newest layers, where they are to be joined.
+    fn to_join(&self) -> Option<&[Layer]> {
         let from = self.layers.len().checked_sub(JOIN_WIDTH)?;
         let newest = &self.layers[from..];
         // The oldest of them must be no larger than all the others would become together.
         let others: u64 = newest[1..].iter().map(|layer| layer.extents).sum();
         let bytes: u64 = newest.iter().map(Layer::head_bytes).sum();
-        (newest[0].extents <= others && bytes <= JOINED_HEAD_BYTES_MAX)
-            .then(|| LayerWork::Join(newest.iter().map(|layer| layer.range).collect()))
+        (newest[0].extents <= others && bytes <= JOINED_HEAD_BYTES_MAX).then_some(newest)
     }
 
     /// Takes a stored layer in, in place of the segments that it covers.

@@ -18,6 +18,9 @@ mod run;
 mod skip;
 mod stored;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use afterimage_format::ids::{DiskIndex, Lsn};

@@ -80,6 +80,27 @@ impl LayerHead {
             .map_or(self.first_seq, |segment| segment.sequence)
     }
 
+    /// What it says of its segments, without where the pages are: it follows from the segments alone.
+    #[must_use]
+    pub fn without_pages(&self) -> Self {
+        Self {
+            runs: Vec::new(),
+            files: 0,
+            group: self.group,
+            epoch: self.epoch,
+            log: self.log,
+            first_seq: self.first_seq,
+            before: self.before,
+            after: self.after,
+            anchor: self.anchor,
+            segments: self.segments.clone(),
+            eras: self.eras.clone(),
+            bases: self.bases.clone(),
+            checkpoints: self.checkpoints.clone(),
+            confirms: self.confirms.clone(),
+        }
+    }
+
     /// Extents of all bases.
     #[must_use]
     pub fn extents(&self) -> u64 {

@@ -216,6 +216,16 @@ fn what_is_no_page_is_not_encoded() {
     assert!(refused(&[extent(9, 1, 0), extent(7, 1, 0)]), "order");
     assert!(refused(&[extent(7, 1, 0), extent(8, 1, 1)]), "two levels");
     assert!(refused(&[extent(7, 1, 1)]), "not aligned");
+    let behind = |position| Extent {
+        position,
+        ..extent(64, 1, 6)
+    };
+    assert!(refused(&[behind(4096 - 63)]), "behind a segment's payload");
+    let beyond = Extent {
+        block: 1 << 51,
+        ..extent(0, 3, 0)
+    };
+    assert!(refused(&[beyond]), "behind the last block of any disk");
     assert!(refused(&vec![extent(7, 1, 0); PAGE_EXTENTS_MAX + 1]));
     assert!(file.is_empty());
 }

@@ -310,9 +310,7 @@ pub fn joined_head<'a>(
     heads: impl IntoIterator<Item = &'a LayerHead>,
 ) -> Result<LayerHead, LayerMisfit> {
     let mut heads = heads.into_iter();
-    let mut joined = heads.next().ok_or(LayerMisfit)?.clone();
-    joined.runs.clear();
-    joined.files = 0;
+    let mut joined = heads.next().ok_or(LayerMisfit)?.without_pages();
     for next in heads {
         let continues = (next.group, next.epoch, next.log)
             == (joined.group, joined.epoch, joined.log)
@@ -409,5 +407,50 @@ fn checkpoint(entry: &CheckpointEntry) -> Checkpoint {
         trigger: entry.trigger,
         label: entry.label.clone(),
         changed_bytes: entry.changed_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use afterimage_format::ids::{Epoch as EpochNumber, LogId};
+    use afterimage_format::manifest::EpochEntry;
+
+    use super::*;
+
+    /// An epoch with eight layers of so many segments and extents each.
+    fn with_layers(segments: u64, extents: u64) -> Epoch {
+        let entry = EpochEntry {
+            epoch: EpochNumber(1),
+            log: LogId::from_bytes([1; 16]),
+            first_seq: 1,
+            first_lsn: Lsn::ZERO,
+            begun_ns: 0,
+        };
+        let mut epoch = Epoch::new(&entry, &[]);
+        epoch.layers = (0..JOIN_WIDTH as u64)
+            .map(|at| Layer {
+                range: LayerRange {
+                    first: 1 + at * segments,
+                    last: (at + 1) * segments,
+                },
+                extents,
+            })
+            .collect();
+        epoch
+    }
+
+    #[test]
+    fn layers_are_joined_while_their_head_has_room() {
+        let joins = |segments, extents| with_layers(segments, extents).has_layer_work();
+        assert!(joins(10, 65_536));
+        assert!(joins(80_000, 1 << 20));
+        assert!(!joins(100_000, 65_536), "too many segments");
+        assert!(!joins(10, 1 << 26), "too many pages");
+        let mut epoch = with_layers(10, 65_536);
+        epoch.layers.pop();
+        assert!(!epoch.has_layer_work(), "too few");
+        let mut epoch = with_layers(10, 65_536);
+        epoch.layers[0].extents *= 8;
+        assert!(!epoch.has_layer_work(), "one that is as large as all");
     }
 }

@@ -49,7 +49,7 @@ impl Joiner {
             .collect();
         bases.sort_unstable();
         bases.dedup();
-        let mut writer = LayerWriter::new(self.repository.clone(), joined);
+        let mut writer = LayerWriter::new(self.repository.clone(), &joined);
         for base in bases {
             writer.begin(base)?;
             self.merge(heads, base, &mut writer).await?;

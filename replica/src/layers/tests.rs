@@ -69,6 +69,27 @@ impl Site {
         }
     }
 
+    /// Its primary comes back to a new process, and writes so many times.
+    fn goes_on(self, count: u64) -> Self {
+        let Self {
+            repository,
+            mut primary,
+            ..
+        } = self;
+        let receiver = Receiver::new(repository.clone()).sealing(SEAL);
+        let group = block_on(async {
+            let (mut session, resume) = primary.connect(&receiver).await.expect("a session");
+            primary.catch_up(&mut session, resume).await.expect("all");
+            writes(&mut primary, &mut session, count).await;
+            session.group().clone()
+        });
+        Self {
+            repository,
+            primary,
+            group,
+        }
+    }
+
     fn load(&self) -> Group {
         block_on(Group::load(&self.repository, self.primary.group)).expect("a group")
     }
@@ -94,10 +115,11 @@ impl Site {
         block_on(verify(&self.repository, &self.primary.name, |_| {})).expect("a report")
     }
 
-    fn read_newest(&self, group: Group) -> Result<Content, ImageError> {
+    fn read_newest(&self, group: impl Into<Arc<Group>>) -> Result<Content, ImageError> {
+        let group: Arc<Group> = group.into();
         let at = group.history().latest().expect("a point");
         let cache = Arc::new(ChunkCache::new(0));
-        let image = Image::open(Arc::new(group), at, cache)?;
+        let image = Image::open(group, at, cache)?;
         let mut content = self.primary.content.clone();
         for (disk, blocks) in content.iter_mut().enumerate() {
             let mut read = vec![0; DISK_BYTES];
@@ -629,23 +651,7 @@ fn a_layer_does_not_stand_in_for_segments_that_are_lost() {
     let loaded = site.load();
     assert_eq!(loaded.history().epochs[0].next_sequence(), last.last);
     // The primary sends them again, and all is as it was.
-    let Site {
-        repository,
-        mut primary,
-        ..
-    } = site;
-    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
-    let group = block_on(async {
-        let (mut session, resume) = primary.connect(&receiver).await.expect("a session");
-        primary.catch_up(&mut session, resume).await.expect("all");
-        writes(&mut primary, &mut session, 30).await;
-        session.group().clone()
-    });
-    let site = Site {
-        repository,
-        primary,
-        group,
-    };
+    let site = site.goes_on(30);
     assert_eq!(told(&site.load()), told(&site.group));
     site.read_newest(site.load()).expect("read");
 }
@@ -658,18 +664,8 @@ fn a_damaged_head_does_not_keep_later_layers_out() {
     for key in site.objects().0 {
         site.change(&key, |bytes| bytes.truncate(20));
     }
-    let Site {
-        repository,
-        mut primary,
-        ..
-    } = site;
-    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
-    let group = block_on(async {
-        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
-        writes(&mut primary, &mut session, 60).await;
-        session.group().clone()
-    });
-    let history = group.history();
+    let site = site.goes_on(60);
+    let history = site.group.history();
     let in_memory: usize = history.epochs[0]
         .bases
         .iter()
@@ -677,11 +673,6 @@ fn a_damaged_head_does_not_keep_later_layers_out() {
         .sum();
     assert!(in_memory < 2 * SEAL, "{in_memory}");
     drop(history);
-    let site = Site {
-        repository,
-        primary,
-        group,
-    };
     assert_eq!(told(&site.load()), told(&site.group));
     site.read_newest(site.load()).expect("read");
 }
@@ -698,28 +689,25 @@ fn another_head_under_its_name_is_not_adopted() {
             *bytes = head.encode();
         });
     }
-    let Site {
-        repository,
-        mut primary,
-        ..
-    } = site;
-    let receiver = Receiver::new(repository.clone()).sealing(SEAL);
-    let group = block_on(async {
-        let (mut session, _) = primary.connect(&receiver).await.expect("a session");
-        writes(&mut primary, &mut session, 30).await;
-        session.group().clone()
-    });
-    let site = Site {
-        repository: repository.clone(),
-        primary,
-        group: group.clone(),
-    };
-    let at = group.history().latest().expect("a point");
-    let image = Image::open(group, at, Arc::new(ChunkCache::new(0))).expect("a point");
-    for (disk, blocks) in site.primary.content.iter().enumerate() {
-        let mut read = vec![0; DISK_BYTES];
-        block_on(image.read(DiskIndex(disk as u16), 0, &mut read)).expect("read");
-        let expected: Vec<u8> = blocks.iter().flat_map(|tag| block_of(*tag)).collect();
-        assert!(read[..] == expected[..DISK_BYTES], "disk {disk} differs");
-    }
+    let site = site.goes_on(30);
+    site.read_newest(site.group.clone()).expect("read");
+}
+
+/// A confirmation stands behind its checkpoint. One that comes first says nothing, wherever the history
+/// is read from.
+#[test]
+fn a_confirmation_of_a_checkpoint_to_come_says_nothing() {
+    let mut site = Site::new();
+    let next = site.primary.confirm(site.primary.last() + 2, None);
+    assert_eq!(site.primary.application_checkpoint("early"), next + 1);
+    let site = site.goes_on(9);
+    let last = site.group.history().epochs[0]
+        .layers()
+        .last()
+        .expect("layers")
+        .range
+        .last;
+    assert!(site.group.history().epochs[0].next_sequence() - last < 6);
+    assert_eq!(told(&site.load()), told(&site.group));
+    assert_eq!(site.verify().problems, []);
 }

@@ -29,13 +29,11 @@ pub struct LayerWriter {
 impl LayerWriter {
     /// For the layer with this head; its runs and files are what is written.
     #[must_use]
-    pub fn new(repository: Repository, mut head: LayerHead) -> Self {
-        head.runs.clear();
-        head.files = 0;
+    pub fn new(repository: Repository, head: &LayerHead) -> Self {
         Self {
             repository,
-            range: range_of(&head),
-            head,
+            range: range_of(head),
+            head: head.without_pages(),
             page: Vec::with_capacity(PAGE_EXTENTS_MAX),
             file: Vec::new(),
         }
@@ -46,7 +44,7 @@ impl LayerWriter {
     /// # Errors
     /// The repository failed; what was written means nothing and may be written again.
     pub async fn store(repository: Repository, sealed: &Sealed) -> Result<LayerHead, LayerError> {
-        let mut writer = Self::new(repository, sealed.head.clone());
+        let mut writer = Self::new(repository, &sealed.head);
         for (base, run) in &sealed.runs {
             writer.begin(*base)?;
             for extent in run.extents() {
@@ -164,15 +162,10 @@ impl LayerWriter {
 
 /// Whether two heads say the same of the same segments, wherever their pages are.
 fn says_the_same(one: &LayerHead, other: &LayerHead) -> bool {
-    let bare = |head: &LayerHead| LayerHead {
-        runs: Vec::new(),
-        files: 0,
-        ..head.clone()
-    };
     let runs = |head: &LayerHead| -> Vec<_> {
         let runs = head.runs.iter();
         runs.map(|run| (run.base, run.lsn_min, run.extents))
             .collect()
     };
-    bare(one) == bare(other) && runs(one) == runs(other)
+    one.without_pages() == other.without_pages() && runs(one) == runs(other)
 }
